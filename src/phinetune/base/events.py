@@ -1,0 +1,147 @@
+"""What happens during a run, as typed events, and the JSON Lines file that keeps them.
+
+Events carry plain numbers and text only: the terminal, the page and the plots read the same file.
+Knows nothing of tensors or of who listens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events; `kind` in the file is the class name."""
+
+    time: float = field(default_factory=time.time)
+
+    def record(self) -> dict[str, Any]:
+        """The event as JSON: kind first; a number that is not finite becomes null."""
+        return {"event": type(self).__name__, **_plain(dataclasses.asdict(self))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Event):
+    """A part of the run begins: reading, rendering, loading, training, comparing."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know; `propose` is what to change, ready to be copied."""
+
+    what: str
+    propose: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned(Event):
+    """The plan before any time is spent; `plan` is `training.plan.Plan` as plain values."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped(Event):
+    """One optimizer step: mean loss per trained token before the update."""
+
+    step: int
+    num_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    num_tokens: int
+    num_trained_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated(Event):
+    """Loss and token accuracy over the whole test set at one step; step 0 is the base model."""
+
+    step: int
+    epoch: float
+    loss: float
+    token_accuracy: float
+    num_trained_tokens: int
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Event):
+    """A checkpoint is on disk."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained(Event):
+    """The training loop ended; the best adapter is in the model."""
+
+    stopped_because: str
+    num_steps: int
+    best_step: int
+    seconds: float
+    num_tokens: int
+    num_trained_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared(Event):
+    """Base and adapter on the test set; `evaluation` and `answers` as in summary.json."""
+
+    evaluation: dict[str, Any]
+    answers: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Event):
+    """The run is complete; `summary` is the content of summary.json."""
+
+    summary: dict[str, Any]
+
+
+class EventLog:
+    """Append events to a JSON Lines file, each line whole and flushed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, event: Event) -> None:
+        self._file.write(json.dumps(event.record(), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of an event file; a last line cut by a crash is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -1,0 +1,137 @@
+"""Write files and folders so that a crash leaves the old content or the new, never half of one.
+
+The only place that renames. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from phinetune.base.errors import SpaceError
+
+MANIFEST = "MANIFEST.json"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes, read in 1 MiB blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Push a file or folder to the disk. Windows cannot open folders for this; there the rename must do."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        # Some file systems refuse fsync on a read-only handle of a folder.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def committed_dir(final: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `final` when the block ends without an error.
+
+    Writes `MANIFEST.json` (size and sha256 of each file) last, then renames: a folder with a
+    manifest is whole. An existing `final` is replaced only after the new one is complete.
+
+    Raises `SpaceError` when the disk is full; `final` is then as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _seal(temporary)
+        if final.exists():
+            old = final.with_name(f".trash-{final.name}-{uuid.uuid4().hex[:8]}")
+            os.replace(final, old)
+            os.replace(temporary, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, final)
+        _sync(final.parent)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise SpaceError(
+                "the disk is full",
+                where=str(final),
+                why=f"the folder could not be written: {error.strerror}",
+                do="free some space and start again; nothing was overwritten",
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {
+        path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in files
+    }
+    for path in files:
+        _sync(path)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    _sync(manifest)
+    _sync(folder)
+
+
+def manifest_fault(folder: Path) -> str:
+    """Why a committed folder is not whole, or "" when every file is as its manifest says."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, entry in entries.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size_bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, the manifest says {entry['size_bytes']}"
+            if sha256_file(path) != entry["sha256"]:
+                return f"{name} does not match its sha256"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"the manifest cannot be read ({type(error).__name__})"
+    return ""
+
+
+def require_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Refuse early, with both numbers, when `folder`'s disk has less than `needed_bytes` left."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise SpaceError(
+            f"not enough disk space for {purpose}",
+            where=str(existing),
+            why=f"{needed_bytes / 1e6:,.0f} MB are needed, {free_bytes / 1e6:,.0f} MB are free",
+            do="free some space, or choose a folder on another disk",
+        )

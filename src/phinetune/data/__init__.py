@@ -1,0 +1,1 @@
+"""From files to checked examples. Knows nothing of tokens or models; imports no torch."""

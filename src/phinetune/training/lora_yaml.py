@@ -1,0 +1,165 @@
+"""Read and write `lora.yaml`: YAML 1.2, unknown keys refused with the nearest name, lines named.
+
+Knows nothing of what the settings do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from phinetune.base.errors import SettingsError, nearest
+from phinetune.training.settings import GROUPS, TrainingSettings, group_of
+
+MAX_SIZE_BYTES = 1_000_000
+
+
+def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> TrainingSettings:
+    """The settings of a file, with `key=value` overrides in YAML's notation on top.
+
+    Raises `SettingsError` naming file, line and key, with the nearest known name for an unknown one.
+    """
+    if not path.is_file():
+        raise SettingsError(
+            "there is no lora.yaml",
+            where=str(path),
+            do="name a project folder made by 'phinetune new', or make one",
+        )
+    if path.stat().st_size > MAX_SIZE_BYTES:
+        raise SettingsError("lora.yaml is larger than 1 MB", where=str(path), do="keep only settings in it")
+    values, lines = _parse(path.read_text(encoding="utf-8-sig"), str(path))
+    places = {key: f"{path}:{line}" for key, line in lines.items()}
+    for key, text in (overrides or {}).items():
+        values[key] = _parse_value(key, text)
+        places[key] = f"--set {key}={text}"
+    return validated(values, places, str(path))
+
+
+def validated(values: Mapping[str, Any], places: Mapping[str, str], where: str) -> TrainingSettings:
+    """`TrainingSettings` of plain values; `places` says where each key was written."""
+    fields = TrainingSettings.model_fields
+    for key in values:
+        if key not in fields:
+            near = nearest(key, fields)
+            raise SettingsError(
+                f"unknown setting '{key}'",
+                where=places.get(key, where),
+                why=f"the nearest known setting is '{near}'" if near else "no setting has a name like it",
+                do=f"write '{near}', or remove the line" if near else "see docs/settings.md for all settings",
+            )
+    try:
+        return TrainingSettings.model_validate({key: _coerced(key, value) for key, value in values.items()})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0]) if fault["loc"] else ""
+        message = fault["msg"].removeprefix("Value error, ")
+        if not key:
+            conflict = message.split(" ", 1)[0]
+            raise SettingsError(
+                "two settings are in conflict", where=places.get(conflict, where), why=message
+            ) from None
+        raise SettingsError(
+            f"'{key}' cannot be {json.dumps(values[key], default=str)}",
+            where=places.get(key, where),
+            why=message[0].lower() + message[1:],
+            do=f"{fields[key].description} Default: {_yaml_value(fields[key].default)}",
+        ) from None
+
+
+def lora_yaml(settings: TrainingSettings) -> str:
+    """The settings as a YAML file, every key under a comment that says what it means."""
+    out = ["# Settings of this project. Every key may be changed; unknown keys are refused."]
+    for group, title in GROUPS.items():
+        out += ["", f"# {'-' * 4} {title} {'-' * (90 - len(title))}"]
+        for name, field in TrainingSettings.model_fields.items():
+            if group_of(name) == group:
+                out += [f"# {field.description}", f"{name}: {_yaml_value(getattr(settings, name))}"]
+    return "\n".join(out) + "\n"
+
+
+def _coerced(key: str, value: Any) -> Any:
+    """Strict checks, with the two liberties YAML users expect: 1 for 1.0, and a list for a tuple."""
+    annotation = TrainingSettings.model_fields[key].annotation
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if key == "lora_target_modules" and isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+def _yaml_value(value: Any) -> str:
+    """One value as YAML 1.2; JSON is a subset of it."""
+    if isinstance(value, float) and value == int(value) and abs(value) < 1e6:
+        return f"{value:.1f}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if any(event == "alias" for event in _kinds(text)):
+        raise SettingsError(
+            "lora.yaml uses a YAML alias (*name)", where=where, do="write the value itself at each place"
+        )
+    yaml = YAML(typ="rt")
+    yaml.version = (1, 2)  # 1e-4 is a number, `no` is a string
+    try:
+        loaded = yaml.load(StringIO(text))
+    except DuplicateKeyError as error:
+        raise SettingsError(
+            "a setting is written twice", where=_marked(where, error), do="keep one of the two lines"
+        ) from None
+    except (YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or "not readable as YAML"
+        place = _marked(where, error) if isinstance(error, MarkedYAMLError) else where
+        raise SettingsError(
+            "lora.yaml is not valid YAML", where=place, why=str(problem), do="write one 'key: value' per line"
+        ) from None
+    if loaded is None:
+        return {}, {}
+    if not isinstance(loaded, dict):
+        raise SettingsError(
+            "lora.yaml does not hold settings", where=where, do="write one 'key: value' per line"
+        )
+    lines = {str(key): loaded.lc.key(key)[0] + 1 for key in loaded}
+    return {str(key): _plain(value) for key, value in loaded.items()}, lines
+
+
+def _kinds(text: str) -> list[str]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent
+
+    try:
+        return ["alias" for event in YAML().parse(StringIO(text)) if isinstance(event, AliasEvent)]
+    except YAMLError:
+        return []
+
+
+def _plain(value: Any) -> Any:
+    """A ruamel value as the plain Python type strict checks expect."""
+    if isinstance(value, bool) or value is None:
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _marked(where: str, error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"{where}:{mark.line + 1}" if mark else where
+
+
+def _parse_value(key: str, text: str) -> Any:
+    values, _ = _parse(f"{key}: {text}", f"--set {key}={text}")
+    return values.get(key)

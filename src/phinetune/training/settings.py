@@ -1,0 +1,180 @@
+"""Every parameter of `lora.yaml`: name, type, default, limits and meaning, written once.
+
+Names and defaults are those of Microsoft's list for Phi Silica fine-tuning; the keys of the last
+group are ours. The YAML file, `--set`, the documentation and the checks all come from this class.
+Knows nothing of tensors; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SchedulerType = Literal["linear", "linear_with_warmup", "cosine", "cosine_with_warmup"]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _in(group: str, default: Any, meaning: str, **limits: Any) -> Any:
+    return Field(default=default, description=meaning, json_schema_extra={"group": group}, **limits)
+
+
+class TrainingSettings(BaseModel):
+    """The settings of one run; frozen, every field checked, unknown keys refused.
+
+    >>> TrainingSettings(epochs=2, learning_rate=1e-3).effective_batch_size
+    4
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    system_prompt: str | None = _in(
+        "data", None, "System prompt put before every example; replaces a system message of the data."
+    )
+    varied_seqlen: bool = _in(
+        "data",
+        False,
+        "false: examples are packed into sequences of finetune_train_seqlen tokens, each seeing only itself. "
+        "true: one example per sequence.",
+    )
+    finetune_dataset: str = _in(
+        "data", "wikitext2", "Folder with train.json and test.json, relative to the project; or wikitext2."
+    )
+    finetune_train_nsamples: int = _in(
+        "data", 4096, "Most training samples per epoch: packed sequences, or examples if varied_seqlen.", ge=1
+    )
+    finetune_test_nsamples: int = _in(
+        "data", 128, "Most test samples: packed sequences, or examples if varied_seqlen.", ge=1
+    )
+    finetune_train_batch_size: int = _in("data", 4, "Sequences per training step and accumulation.", ge=1)
+    finetune_test_batch_size: int = _in("data", 8, "Sequences per evaluation batch.", ge=1)
+    finetune_train_seqlen: int = _in(
+        "data", 2048, "Most tokens per training sequence; longer examples are cut, and reported.", ge=8
+    )
+    finetune_test_seqlen: int = _in(
+        "data", 2048, "Most tokens per test sequence; longer examples are cut, and reported.", ge=8
+    )
+
+    early_stopping_patience: int = _in(
+        "finetuning", 5, "Stop after this many evaluations without a lower test loss.", ge=1
+    )
+    epochs: float = _in("finetuning", 1.0, "Passes over the training data; may be a fraction.", gt=0, le=1000)
+    eval_steps: int = _in("finetuning", 64, "Steps between evaluations.", ge=1)
+    save_steps: int = _in(
+        "finetuning", 64, "Steps between checkpoints; a multiple of eval_steps when evaluating by steps.", ge=1
+    )
+    learning_rate: float = _in("finetuning", 2e-4, "Peak learning rate.", gt=0, le=1)
+    lr_scheduler_type: SchedulerType = _in(
+        "finetuning", "linear", "How the rate falls to zero; only the _with_warmup kinds warm up."
+    )
+    num_warmup_steps: int = _in(
+        "finetuning", 400, "Steps over which a _with_warmup schedule rises to learning_rate.", ge=0
+    )
+
+    seed: int = _in(
+        "advanced", 42, "Fixes sampling, order, initialisation and dropout.", ge=0, le=2**31 - 1
+    )
+    evaluation_strategy: Literal["steps", "epoch", "no"] = _in(
+        "advanced",
+        "steps",
+        "Evaluate every eval_steps, after each epoch, or only at the end.",
+    )
+    lora_dropout: float = _in("advanced", 0.1, "Share of each LoRA input set to zero in training.", ge=0, lt=1)
+    adam_beta1: float = _in("advanced", 0.9, "AdamW: decay of the gradient's mean.", ge=0, lt=1)
+    adam_beta2: float = _in("advanced", 0.95, "AdamW: decay of the gradient's square.", ge=0, lt=1)
+    adam_epsilon: float = _in("advanced", 1e-8, "AdamW: added to the denominator.", gt=0)
+    num_training_steps: int | None = _in(
+        "advanced", None, "Steps to train for; null derives them from epochs and the packed data.", ge=1
+    )
+    gradient_accumulation_steps: int = _in(
+        "advanced", 1, "Batches summed into one update, weighted by trained tokens.", ge=1
+    )
+    eval_accumulation_steps: int | None = _in(
+        "advanced", None, "Evaluation batches kept on the device before moving to the CPU; null: all.", ge=1
+    )
+    eval_delay: float = _in(
+        "advanced", 0.0, "Steps (or epochs, by evaluation_strategy) before the first evaluation.", ge=0
+    )
+    weight_decay: float = _in("advanced", 0.0, "AdamW weight decay of the adapter weights.", ge=0, le=1)
+    max_grad_norm: float = _in("advanced", 1.0, "Gradients are scaled down to this norm; above 0.", gt=0)
+    gradient_checkpointing: bool = _in(
+        "advanced", False, "Recompute activations in the backward pass: less memory, slower."
+    )
+
+    model: str = _in("phinetune", "demo", "Base model: demo, a local folder, or a Hugging Face name.")
+    lora_r: int = _in("phinetune", 16, "Rank of the adapter.", ge=1, le=1024)
+    lora_alpha: float = _in("phinetune", 32.0, "The update is scaled by lora_alpha / lora_r.", gt=0)
+    lora_target_modules: tuple[str, ...] | None = _in(
+        "phinetune", None, "Names of the linear layers to adapt; null: all of the model's, by architecture."
+    )
+    loss_on: Literal["assistant", "all"] = _in(
+        "phinetune", "assistant", "Train on assistant turns only, or on every token. Plain text: always all."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = _in("phinetune", "auto", "Where to compute.")
+    dtype: Literal["auto", "float32", "bfloat16"] = _in(
+        "phinetune", "auto", "Type of the frozen base; auto probes for fast bfloat16. Adapter weights: float32."
+    )
+    compare_nsamples: int = _in(
+        "phinetune", 200, "Test examples that base and adapter answer at the end; 0: compare losses only.", ge=0
+    )
+    compare_max_new_tokens: int | None = _in(
+        "phinetune", None, "Longest answer in the comparison; null: the longest reference and a quarter more.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainingSettings:
+        if self.evaluation_strategy == "steps" and self.save_steps % self.eval_steps:
+            raise ValueError(
+                f"save_steps ({self.save_steps}) must be a multiple of eval_steps ({self.eval_steps}), "
+                f"or a saved checkpoint would have no test loss; "
+                f"write save_steps: {-(-self.save_steps // self.eval_steps) * self.eval_steps}"
+            )
+        return self
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Sequences per optimizer step."""
+        return self.finetune_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the update, alpha / r."""
+        return self.lora_alpha / self.lora_r
+
+    @property
+    def has_warmup(self) -> bool:
+        return self.lr_scheduler_type.endswith("_with_warmup")
+
+
+GROUPS = {
+    "data": "Data",
+    "finetuning": "Fine-tuning",
+    "advanced": "Advanced",
+    "phinetune": "Of phinetune",
+}
+
+# What `quickstart` trains the bundled demo base with; measured on the bundled data.
+QUICKSTART: Mapping[str, Any] = {
+    "finetune_dataset": "dataset",
+    "finetune_train_seqlen": 512,
+    "finetune_test_seqlen": 512,
+    "finetune_train_batch_size": 4,
+    "epochs": 4.0,
+    "eval_steps": 32,
+    "save_steps": 64,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine_with_warmup",
+    "num_warmup_steps": 20,
+    "lora_dropout": 0.0,
+    "lora_r": 32,
+    "lora_alpha": 64.0,
+    "model": "demo",
+}
+
+
+def group_of(name: str) -> str:
+    """The group of `GROUPS` a setting belongs to."""
+    extra = TrainingSettings.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra["group"])

@@ -1,0 +1,38 @@
+"""What every test stands on: no network, no telemetry, the same random numbers on every run."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Set before any test imports a library that reads them.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    NO_COLOR="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+settings.register_profile(
+    "phinetune", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("phinetune")
+
+_connect = socket.socket.connect
+
+
+def _loopback_only(self: socket.socket, address: Any) -> None:
+    is_loopback = not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1", "localhost")
+    if not is_loopback:
+        raise OSError(f"a test tried to reach {address}: tests use no network")
+    _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", _loopback_only)

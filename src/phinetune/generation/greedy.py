@@ -1,0 +1,223 @@
+"""Greedy continuation of prompts: in batches for evaluation, one by one as a stream for chat.
+
+Ids in, ids out: knows nothing of text, templates or adapters. Works on any transformers decoder with
+that decoder's own key/value cache, and never with the segment attention of training.
+
+Shapes: B rows of a batch, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from phinetune.base.errors import UserError
+from phinetune.generation.mode import answering
+
+# More rows than this no longer pay on 2 CPU cores; a GPU step costs the same up to a few hundred rows.
+MAX_ROWS_CPU = 64
+MAX_ROWS_GPU = 256
+CACHE_BYTES_CPU = 1 << 30
+
+
+class Decoder(Protocol):
+    """What generation needs of a base model: a transformers decoder under `.model`."""
+
+    @property
+    def model(self) -> Any: ...
+
+
+def generate_batch(
+    base: Decoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Collection[int]
+) -> list[list[int]]:
+    """The greedy answer to each prompt, in the order given, without the stop token.
+
+    An answer ends at a stop token, after `max_new_tokens`, or where the model's context is full.
+    Prompts are sorted by length and answered many at a time; a finished row leaves its batch.
+
+    Raises `UserError` when a prompt is empty or leaves no room in the model's context.
+    """
+    _check(base.model, prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for rows in _batches(base.model, prompts, max_new_tokens):
+        for step in _decode(base.model, [prompts[row] for row in rows], max_new_tokens, frozenset(stop_ids)):
+            for index, token in step:
+                answers[rows[index]].append(token)
+    return answers
+
+
+def stream(
+    base: Decoder, prompt: Sequence[int], *, max_new_tokens: int, stop_ids: Collection[int]
+) -> Iterator[int]:
+    """The tokens of one greedy answer as they come; close the iterator to stop early.
+
+    Between two tokens the model is as it was before the call.
+
+    Raises `UserError` at once when the prompt is empty or leaves no room in the model's context.
+    """
+    _check(base.model, [prompt])
+    return _stream(base.model, prompt, max_new_tokens, frozenset(stop_ids))
+
+
+def context_length(model: Any) -> int:
+    """How many tokens the model can see, prompt and answer together."""
+    return int(model.config.get_text_config(decoder=True).max_position_embeddings)
+
+
+def _stream(
+    model: Any, prompt: Sequence[int], max_new_tokens: int, stop_ids: frozenset[int]
+) -> Iterator[int]:
+    for step in _decode(model, [prompt], max_new_tokens, stop_ids):
+        yield from (token for _, token in step)
+
+
+def _check(model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    usable = context_length(model) - 1
+    for index, prompt in enumerate(prompts):
+        where = f"prompt {index + 1} of {len(prompts)}"
+        if not len(prompt):
+            raise UserError("a prompt has no tokens", where=where, do="give at least one token")
+        if len(prompt) > usable:
+            raise UserError(
+                f"a prompt of {len(prompt):,} tokens does not fit this model",
+                where=where,
+                why=f"prompt and answer share a context of {usable + 1:,} tokens; "
+                f"the longest usable prompt has {usable:,}",
+                do="shorten the prompt; nothing is cut silently",
+            )
+
+
+def _batches(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
+    """Rows to answer together: neighbours in length, as many as the cache budget holds."""
+    border = _rope_border(model)
+    bytes_per_token, budget_bytes = _cache_bytes_per_token(model), _cache_budget_bytes(model)
+    max_rows = MAX_ROWS_GPU if model.device.type == "cuda" else MAX_ROWS_CPU
+    batch: list[int] = []
+    # Longest first: memory is asked for at its largest at once, not after an hour.
+    for row in sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row)):
+        length = len(prompts[row])
+        if border and length <= border < length + max_new_tokens:
+            yield [row]
+            continue
+        longest = len(prompts[batch[0]]) if batch else length
+        fits = (len(batch) + 1) * (longest + max_new_tokens) * bytes_per_token <= budget_bytes
+        mixed = bool(border) and length <= border < longest
+        if batch and (len(batch) >= max_rows or not fits or mixed):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _rope_border(model: Any) -> int:
+    """The length after which LongRoPE turns every position differently, or 0 for other models.
+
+    The switch follows the longest row of a batch, so rows on both sides of it must not meet.
+    """
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return 0
+    return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+
+
+def _cache_bytes_per_token(model: Any) -> int:
+    config = model.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size_bytes = torch.empty(0, dtype=model.dtype).element_size()
+    return int(2 * config.num_hidden_layers * key_value_heads * head_size * size_bytes)
+
+
+def _cache_budget_bytes(model: Any) -> int:
+    if model.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(model.device)
+        return free_bytes // 4  # the cache is copied as it grows, and the prompt pass needs room too
+    return CACHE_BYTES_CPU
+
+
+def _decode(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+) -> Iterator[list[tuple[int, int]]]:
+    """Per step the (row, token) of every row that goes on; rows end at a stop token or at their limit."""
+    context = context_length(model)
+    limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+    rows = [row for row, limit in enumerate(limits) if limit > 0]
+    batch = _Batch(model, [prompts[row] for row in rows]) if rows else None
+    num_done = 0
+    while batch is not None:
+        tokens = batch.step()
+        num_done += 1
+        going = [(row, token) for row, token in zip(rows, tokens, strict=True) if token not in stop_ids]
+        if going:
+            yield going
+        keep = [
+            index
+            for index, (row, token) in enumerate(zip(rows, tokens, strict=True))
+            if token not in stop_ids and num_done < limits[row]
+        ]
+        if not keep:
+            return
+        if len(keep) < len(rows):
+            batch.keep(keep)
+            rows = [rows[index] for index in keep]
+
+
+class _Batch:
+    """Rows of unequal length on one key/value cache, padded on the left."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        device = model.device
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        self._border = _rope_border(model)
+        # Every id so far; padding is id 0, which the mask hides.
+        self._ids_BT = torch.tensor(
+            [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device
+        )
+        self._padding_B = torch.tensor(padding, device=device)
+        self._num_cached = 0
+
+    def step(self) -> list[int]:
+        """The next token of every row; it is taken into the sequence."""
+        length = self._ids_BT.shape[1]
+        if len(self._ids_BT) == 1 and 0 < self._border == length - 1:
+            # LongRoPE now turns earlier keys differently too: what is cached is no longer true.
+            self._cache = DynamicCache(config=self._model.config)
+            self._num_cached = 0
+        with answering(self._model):
+            logits_BV = self._last_logits(length)
+            next_B = logits_BV.argmax(dim=-1)
+        self._num_cached = length
+        self._ids_BT = torch.cat([self._ids_BT, next_B[:, None]], dim=1)
+        tokens: list[int] = next_B.tolist()
+        return tokens
+
+    def _last_logits(self, length: int) -> Tensor:
+        at_T = torch.arange(length, device=self._ids_BT.device)
+        positions_BT = (at_T - self._padding_B[:, None]).clamp(min=0)
+        output = self._model(
+            input_ids=self._ids_BT[:, self._num_cached :],
+            attention_mask=(at_T >= self._padding_B[:, None]).long(),
+            position_ids=positions_BT[:, self._num_cached :],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        index_B = torch.tensor(rows, device=self._ids_BT.device)
+        self._ids_BT = self._ids_BT[index_B]
+        self._padding_B = self._padding_B[index_B]
+        self._cache.batch_select_indices(index_B)

@@ -1,0 +1,272 @@
+"""JSON objects that stand one after another in a file: on one line each, or indented over several.
+
+Finds broken JSON and goes on with the next object. Knows nothing of messages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phinetune.data.findings import Finding, excerpt
+from phinetune.data.lines import MAX_LINE_BYTES, text_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A parsed JSON value and the line it begins on."""
+
+    line: int
+    value: object
+
+
+class _RefusedJSON(ValueError):
+    """JSON that Python would read, but not as it was meant."""
+
+    def __init__(self, rule: str, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.rule, self.message, self.fix = rule, message, fix
+
+
+def read_records(path: Path) -> Iterator[Record | Finding]:
+    """Each object of the file, or a Finding for what cannot be parsed. Holds one object in memory."""
+    reader = _RecordReader(str(path))
+    for item in text_lines(path):
+        if isinstance(item, Finding):
+            yield from reader.abandon(item)
+        else:
+            yield from reader.take(*item)
+        if reader.is_array_file:
+            return
+    yield from reader.finish()
+
+
+class _RecordReader:
+    """Joins lines until an object is whole, and finds the next object after a broken one."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.is_array_file = False
+        self._is_first = True
+        self._skipping = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._lines: list[str] = []
+        self._start = self._depth = self._indent = self._size = 0
+
+    def take(self, number: int, line: str) -> Iterator[Record | Finding]:
+        if self._lines and self._begins_anew(line):
+            yield self._unclosed()
+        if self._lines:
+            yield from self._continue(number, line)
+            return
+        if not line.strip():
+            return
+        if self._skipping and not (line.lstrip()[0] == "{" and _indent(line) <= self._indent):
+            return
+        self._skipping = False
+        yield from self._begin(number, line)
+
+    def finish(self) -> Iterator[Finding]:
+        if self._lines:
+            yield self._unclosed()
+
+    def abandon(self, fault: Finding) -> Iterator[Finding]:
+        """A line could not be read: the object it belongs to is lost."""
+        self._skipping = self._skipping or bool(self._lines)
+        indent = self._indent
+        self._clear()
+        self._indent = indent
+        yield fault
+
+    def _begin(self, number: int, line: str) -> Iterator[Record | Finding]:
+        is_first, self._is_first = self._is_first, False
+        try:
+            value = _parse(line)
+        except ValueError as error:
+            depth, is_open_string = _balance(line)
+            is_incomplete = isinstance(error, json.JSONDecodeError) and depth > 0 and not is_open_string
+            if is_first and line.lstrip()[0] == "[" and is_incomplete:
+                yield self._array_file(number)
+            elif is_incomplete:
+                self._lines, self._start, self._depth = [line], number, depth
+                self._indent, self._size = _indent(line), len(line)
+            else:
+                yield self._fault(number, line, error)
+        else:
+            if is_first and isinstance(value, list) and not _are_messages(value):
+                yield self._array_file(number)
+            else:
+                yield Record(number, value)
+
+    def _continue(self, number: int, line: str) -> Iterator[Record | Finding]:
+        self._lines.append(line)
+        self._size += len(line)
+        depth, is_open_string = _balance(line)
+        self._depth += depth
+        if self._depth > 0 and not is_open_string and self._size <= MAX_LINE_BYTES:
+            return
+        text, start = "\n".join(self._lines), self._start
+        try:
+            yield Record(start, _parse(text))
+        except ValueError as error:
+            # What follows up to the next object at this indentation still belongs to the broken one.
+            self._skipping = self._depth > 0
+            yield self._fault(start, text, error)
+        indent = self._indent
+        self._clear()
+        self._indent = indent
+
+    def _begins_anew(self, line: str) -> bool:
+        """Whether a line must be a new object although the one before is still open."""
+        if not line.lstrip().startswith("{"):
+            return False
+        last = next(text for text in reversed(self._lines) if text.strip()).rstrip()[-1]
+        if last not in "[,:":
+            return True
+        if _indent(line) > self._indent:
+            return False
+        try:
+            value = _parse(line)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and not value.keys().isdisjoint({"messages", "text"})
+
+    def _unclosed(self) -> Finding:
+        finding = self._error(
+            "json",
+            self._start,
+            "the object that begins on this line is never closed",
+            "add the missing ] or }",
+            self._lines[0],
+        )
+        self._clear()
+        return finding
+
+    def _array_file(self, line: int) -> Finding:
+        self.is_array_file = True
+        return self._error(
+            "array",
+            line,
+            "the file is one JSON array; one object per line is needed",
+            _CONVERT_ARRAY,
+            "",
+        )
+
+    def _fault(self, start: int, text: str, error: ValueError) -> Finding:
+        if isinstance(error, _RefusedJSON):
+            return self._error(error.rule, start, error.message, error.fix, text)
+        if not isinstance(error, json.JSONDecodeError):
+            return self._error("number", start, "a number is too long to be read", "write it as text", text)
+        line = start + error.lineno - 1
+        begins = f" (the object begins on line {start})" if line != start else ""
+        message, fix = _explained(error)
+        message = f"broken JSON at column {error.colno}: {message}{begins}"
+        return self._error("json", line, message, fix, text, error.pos)
+
+    def _error(self, rule: str, line: int, message: str, fix: str, text: str, around: int = 0) -> Finding:
+        return Finding(
+            rule=rule,
+            severity="error",
+            file=self.file,
+            line=line,
+            excerpt=excerpt(text, around),
+            message=message,
+            fix=fix,
+        )
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        message = f"the key {excerpt(double)!r} stands twice in one object"
+        raise _RefusedJSON("duplicate_key", message, "keep one of them")
+    return found
+
+
+def _constant(name: str) -> None:
+    raise _RefusedJSON("not_finite", f"{name} is not JSON", "write a number, null, or leave the key out")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+
+
+def _parse(text: str) -> object:
+    """A JSON value. Raises ValueError: JSONDecodeError, _RefusedJSON, or Python's own for huge numbers."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise _RefusedJSON(
+            "nesting", "nested too deeply", "a row needs only messages and their keys"
+        ) from None
+
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')
+
+
+def _balance(line: str) -> tuple[int, bool]:
+    """Brackets opened minus closed outside strings, and whether a string is left open at the end."""
+    bare = _STRING.sub("", line)
+    depth = sum(bare.count(char) for char in "{[") - sum(bare.count(char) for char in "}]")
+    return depth, '"' in bare
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _are_messages(value: list[object]) -> bool:
+    return bool(value) and all(isinstance(entry, dict) and "role" in entry for entry in value)
+
+
+_CONVERT_ARRAY = (
+    'convert it: python -c "import json; [print(json.dumps(row)) for row in'
+    " json.load(open('old.json', encoding='utf-8-sig'))]\" > new.json"
+)
+
+_EXPLAINED = {
+    "Expecting property name": (
+        "a key in double quotes is expected",
+        'write "key": …; single quotes and a comma before } are not JSON',
+    ),
+    "Illegal trailing comma": ("a comma before ] or }", "delete the comma"),
+    "Expecting ',' delimiter": (
+        "a comma or a closing bracket is expected",
+        'close or separate the values; write a quote inside text as \\"',
+    ),
+    "Expecting ':' delimiter": ("a colon is expected after the key", 'write "key": value'),
+    "Expecting value": (
+        "a value is expected",
+        "write text in double quotes; null, true and false in small letters",
+    ),
+    "Invalid control character": (
+        "a raw tab or another control character inside text",
+        "write a line break as \\n and a tab as \\t",
+    ),
+    "Invalid \\escape": ("a backslash that begins no escape", "write a backslash as \\\\"),
+    "Invalid \\uXXXX escape": ("\\u needs four hexadecimal digits", "write a backslash as \\\\"),
+    "Unterminated string": (
+        "the text that begins here is not closed on this line",
+        'close it with "; write a line break inside text as \\n',
+    ),
+    "Extra data": (
+        "something follows the object",
+        "one object per line, without a comma after it",
+    ),
+}
+
+
+def _explained(error: json.JSONDecodeError) -> tuple[str, str]:
+    if error.msg == "Extra data" and error.doc[error.pos :].lstrip().startswith(","):
+        return "a comma follows the object", "delete the comma; rows need none between them"
+    for begin, explained in _EXPLAINED.items():
+        if error.msg.startswith(begin):
+            return explained
+    return error.msg, "correct the JSON"

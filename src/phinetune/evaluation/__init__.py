@@ -1,0 +1,1 @@
+"""Measure base and adapter on the same examples, and say how sure the difference is. Knows nothing of files."""

@@ -1,0 +1,1 @@
+"""Pre-training of the demo base: model, optimisers, batches, probes, checkpoints. Knows no corpus format."""

@@ -79,6 +79,13 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaveDue(Event):
+    """The loop asks its caller to write a checkpoint now; it writes no files itself."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Saved(Event):
     """A checkpoint is on disk."""
 

@@ -58,11 +58,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def committed_dir(final: Path) -> Iterator[Path]:
+def committed_dir(final: Path, *, has_manifest: bool = True) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends without an error.
 
     Writes `MANIFEST.json` (size and sha256 of each file) last, then renames: a folder with a
-    manifest is whole. An existing `final` is replaced only after the new one is complete.
+    manifest is whole; folders that go on changing have none. An existing `final` is replaced only
+    after the new one is complete.
 
     Raises `SpaceError` when the disk is full; `final` is then as it was.
     """
@@ -71,7 +72,7 @@ def committed_dir(final: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _seal(temporary)
+        _seal(temporary, has_manifest)
         if final.exists():
             old = final.with_name(f".trash-{final.name}-{uuid.uuid4().hex[:8]}")
             os.replace(final, old)
@@ -93,17 +94,21 @@ def committed_dir(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _seal(folder: Path) -> None:
+def _seal(folder: Path, has_manifest: bool) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {
-        path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in files
-    }
     for path in files:
         _sync(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
-    _sync(manifest)
+    if has_manifest:
+        entries = {
+            path.relative_to(folder).as_posix(): {
+                "size_bytes": path.stat().st_size,
+                "sha256": sha256_file(path),
+            }
+            for path in files
+        }
+        manifest = folder / MANIFEST
+        manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+        _sync(manifest)
     _sync(folder)
 
 

@@ -1,0 +1,1 @@
+"""The method: low-rank updates of frozen linear layers, their files. Knows nothing of text or training."""

@@ -1,0 +1,1 @@
+"""Runs over time: their folders, and the whole road from lora.yaml to a proven adapter."""

@@ -128,7 +128,8 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
         raise SettingsError(
             "lora.yaml does not hold settings", where=where, do="write one 'key: value' per line"
         )
-    lines = {str(key): loaded.lc.key(key)[0] + 1 for key in loaded}
+    positions: Any = loaded.lc  # type: ignore[attr-defined]
+    lines = {str(key): positions.key(key)[0] + 1 for key in loaded}
     return {str(key): _plain(value) for key, value in loaded.items()}, lines
 
 

@@ -62,7 +62,10 @@ class TrainingSettings(BaseModel):
     epochs: float = _in("finetuning", 1.0, "Passes over the training data; may be a fraction.", gt=0, le=1000)
     eval_steps: int = _in("finetuning", 64, "Steps between evaluations.", ge=1)
     save_steps: int = _in(
-        "finetuning", 64, "Steps between checkpoints; a multiple of eval_steps when evaluating by steps.", ge=1
+        "finetuning",
+        64,
+        "Steps between checkpoints; a multiple of eval_steps when evaluating by steps.",
+        ge=1,
     )
     learning_rate: float = _in("finetuning", 2e-4, "Peak learning rate.", gt=0, le=1)
     lr_scheduler_type: SchedulerType = _in(
@@ -72,15 +75,15 @@ class TrainingSettings(BaseModel):
         "finetuning", 400, "Steps over which a _with_warmup schedule rises to learning_rate.", ge=0
     )
 
-    seed: int = _in(
-        "advanced", 42, "Fixes sampling, order, initialisation and dropout.", ge=0, le=2**31 - 1
-    )
+    seed: int = _in("advanced", 42, "Fixes sampling, order, initialisation and dropout.", ge=0, le=2**31 - 1)
     evaluation_strategy: Literal["steps", "epoch", "no"] = _in(
         "advanced",
         "steps",
         "Evaluate every eval_steps, after each epoch, or only at the end.",
     )
-    lora_dropout: float = _in("advanced", 0.1, "Share of each LoRA input set to zero in training.", ge=0, lt=1)
+    lora_dropout: float = _in(
+        "advanced", 0.1, "Share of each LoRA input set to zero in training.", ge=0, lt=1
+    )
     adam_beta1: float = _in("advanced", 0.9, "AdamW: decay of the gradient's mean.", ge=0, lt=1)
     adam_beta2: float = _in("advanced", 0.95, "AdamW: decay of the gradient's square.", ge=0, lt=1)
     adam_epsilon: float = _in("advanced", 1e-8, "AdamW: added to the denominator.", gt=0)
@@ -111,15 +114,28 @@ class TrainingSettings(BaseModel):
     loss_on: Literal["assistant", "all"] = _in(
         "phinetune", "assistant", "Train on assistant turns only, or on every token. Plain text: always all."
     )
+    overlong: Literal["error", "cut", "drop"] = _in(
+        "phinetune",
+        "error",
+        "Chats longer than a sequence: refuse to run, cut them, or leave them out. Long text is split.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = _in("phinetune", "auto", "Where to compute.")
     dtype: Literal["auto", "float32", "bfloat16"] = _in(
-        "phinetune", "auto", "Type of the frozen base; auto probes for fast bfloat16. Adapter weights: float32."
+        "phinetune",
+        "auto",
+        "Type of the frozen base; auto probes for fast bfloat16. Adapter weights: float32.",
     )
     compare_nsamples: int = _in(
-        "phinetune", 200, "Test examples that base and adapter answer at the end; 0: compare losses only.", ge=0
+        "phinetune",
+        200,
+        "Test examples that base and adapter answer at the end; 0: compare losses only.",
+        ge=0,
     )
     compare_max_new_tokens: int | None = _in(
-        "phinetune", None, "Longest answer in the comparison; null: the longest reference and a quarter more.", ge=1
+        "phinetune",
+        None,
+        "Longest answer in the comparison; null: the longest reference and a quarter more.",
+        ge=1,
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,72 @@
+"""A linear layer with a low-rank update beside its frozen weight.
+
+Knows nothing of which layers of a model are adapted, or of files.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from phinetune.lora.function import dropout_threshold, lora_linear
+
+
+class LoraLinear(nn.Module):
+    """Takes the place of an `nn.Linear` (or GPT-2's transposed `Conv1D`) and adds s · B A.
+
+    `lora_A` (rank, in_features) and `lora_B` (out_features, rank) are float32 and trained; the
+    wrapped layer stays as it is. B starts at zero, so a fresh layer answers exactly as the base.
+
+    >>> layer = LoraLinear(nn.Linear(4, 3), rank=2, scaling=1.0)
+    >>> x = torch.ones(1, 4)
+    >>> bool((layer(x) == layer.base(x)).all())
+    True
+    """
+
+    def __init__(self, base: nn.Module, *, rank: int, scaling: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        self.base = base.requires_grad_(False)
+        self.is_transposed = type(base).__name__ == "Conv1D"
+        shape = tuple(weight.shape)
+        self.out_features, self.in_features = shape[::-1] if self.is_transposed else shape
+        self.rank, self.scaling, self.threshold = rank, scaling, dropout_threshold(dropout)
+        self.is_enabled = True
+        device = weight.device
+        self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """A uniform in ±1/√in_features (Kaiming with a = √5, as loralib and PEFT), B zero."""
+        bound = 1 / math.sqrt(self.in_features)
+        with torch.no_grad():
+            drawn = torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator)
+            self.lora_A.copy_(drawn)
+            self.lora_B.zero_()
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """The frozen weight as (out_features, in_features)."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight.t() if self.is_transposed else weight
+
+    def delta_OI(self) -> Tensor:
+        """The update s · B A in float32, (out_features, in_features)."""
+        return self.scaling * (self.lora_B.float() @ self.lora_A.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_enabled:
+            base_out = self.base(x)
+            assert isinstance(base_out, Tensor)
+            return base_out
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        threshold = self.threshold if self.training else 0
+        return lora_linear(x, self.weight_OI, bias, self.lora_A, self.lora_B, self.scaling, threshold)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}, rank {self.rank}, scaling {self.scaling:g}"

@@ -1,0 +1,230 @@
+"""Load a base model, frozen, with segment attention, and run it on packed batches.
+
+The model is transformers' own class, unchanged; any decoder-only language model will do.
+Knows nothing of adapters, text or training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from phinetune.base.errors import ModelError
+from phinetune.models import attention, device
+from phinetune.models.batch import PackedBatch
+from phinetune.models.catalog import find_model, weights_sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Base:
+    """A frozen base model and where it came from."""
+
+    name: str
+    folder: Path
+    model: PreTrainedModel
+    sha256: str
+    compute: device.Compute
+    num_parameters: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.compute.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.compute.dtype
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens the model has positions for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.vocab_size)
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """The last hidden states, (T, hidden): what the output head turns into logits.
+
+        LongRoPE models (Phi-3.5, Phi-4-mini) have two sets of frequencies, and transformers chooses
+        one for a whole forward by its longest position. Short and long segments therefore go
+        through the model apart, so that each gets the set its own length implies.
+        """
+        limit = self._longrope_limit
+        is_long = [length > limit for length in batch.segment_lengths] if limit else []
+        if not any(is_long) or all(is_long):
+            return self._forward(batch)
+        hidden: list[Tensor | None] = [None] * len(is_long)
+        for kind in (False, True):
+            indices = [i for i, long in enumerate(is_long) if long is kind]
+            parts = torch.split(
+                self._forward(_part(batch, indices)), [batch.segment_lengths[i] for i in indices]
+            )
+            for i, part in zip(indices, parts, strict=True):
+                hidden[i] = part
+        return torch.cat([part for part in hidden if part is not None])
+
+    def head_logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits (N, vocabulary) of hidden states, in the base's type."""
+        logits: Tensor = self.head(hidden_NH)
+        if self.logit_softcap:
+            logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        return logits
+
+    @property
+    def head(self) -> nn.Module:
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        return head
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """Gemma 2 squashes its logits; other models have none."""
+        return getattr(self.model.config, "final_logit_softcapping", None)
+
+    @contextlib.contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """Within the block the model uses transformers' attention with masks and a cache, for generation."""
+        # Gemma 2 caps its attention scores, which PyTorch's fused attention cannot.
+        has_sdpa = bool(getattr(self.model, "_supports_sdpa", False))
+        self.model.set_attn_implementation("sdpa" if has_sdpa else "eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(attention.IMPLEMENTATION)
+
+    @property
+    def _longrope_limit(self) -> int | None:
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") != "longrope":
+            return None
+        return int(rope["original_max_position_embeddings"])
+
+    def _forward(self, batch: PackedBatch) -> Tensor:
+        decoder = self.model.get_decoder()
+        out = decoder(
+            input_ids=batch.ids_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            segment_lengths=batch.segment_lengths,
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+
+def load_base(spec: str, *, device_name: str = "auto", dtype: str = "auto", root: Path | None = None) -> Base:
+    """Load `demo`, a local folder or a Hugging Face model, frozen and in evaluation mode.
+
+    Raises `ModelError` when it cannot be found or loaded, or when its logits are not simply the
+    output head of its last hidden states, on which the loss is built.
+
+    >>> base = load_base("demo", device_name="cpu", dtype="float32")
+    >>> base.model.config.model_type
+    'phi3'
+    """
+    folder = find_model(spec, root=root)
+    compute = device.choose(device_name, dtype)
+    model = _load(folder, compute)
+    model.requires_grad_(False)
+    model.eval()
+    base = Base(
+        name=spec,
+        folder=folder,
+        model=model,
+        sha256=weights_sha256(folder),
+        compute=compute,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    _check_head(base)
+    return base
+
+
+def _load(folder: Path, compute: device.Compute) -> PreTrainedModel:
+    problems = _Problems()
+    logger = transformers_logging.get_logger("transformers.modeling_utils")
+    bar_was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    logger.addHandler(problems)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=compute.dtype,
+            attn_implementation=attention.IMPLEMENTATION,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            "the model cannot be loaded",
+            where=str(folder),
+            why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            do="check that it is a decoder-only language model with whole safetensors files",
+        ) from None
+    finally:
+        logger.removeHandler(problems)
+        if bar_was_on:
+            transformers_logging.enable_progress_bar()
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    missing = sorted(info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        raise ModelError(
+            "the model's weights are not complete",
+            where=str(folder),
+            why=f"{len(missing)} tensors are missing, for example {missing[0]}"
+            if missing
+            else f"shapes differ: {sorted(info['mismatched_keys'])[0]}",
+            do="download the model again; it would train on random weights",
+        )
+    placed: PreTrainedModel = model.to(compute.device)  # type: ignore[arg-type]
+    return placed
+
+
+class _Problems(logging.Handler):
+    """Swallows transformers' loading report; `_load` says the same as an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def _part(batch: PackedBatch, indices: list[int]) -> PackedBatch:
+    starts = batch.segment_starts
+    spans = [slice(starts[i], starts[i] + batch.segment_lengths[i]) for i in indices]
+    return PackedBatch(
+        ids_T=torch.cat([batch.ids_T[span] for span in spans]),
+        positions_T=torch.cat([batch.positions_T[span] for span in spans]),
+        targets_T=torch.cat([batch.targets_T[span] for span in spans]),
+        segment_lengths=tuple(batch.segment_lengths[i] for i in indices),
+    )
+
+
+@torch.no_grad()
+def _check_head(base: Base) -> None:
+    """Compare our road to the logits with the model's own, on eight tokens."""
+    ids_T = torch.arange(8, device=base.device) % base.vocab_size
+    batch = PackedBatch(
+        ids_T=ids_T, positions_T=torch.arange(8, device=base.device), targets_T=ids_T, segment_lengths=(8,)
+    )
+    ours = base.head_logits(base.hidden_states(batch)).float()
+    with base.plain_attention():
+        theirs = base.model(input_ids=ids_T[None], use_cache=False).logits[0].float()
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
+    spread = theirs.std().clamp(min=1e-6)
+    if not ((ours - theirs).abs().max() <= tolerance * spread + 1e-4):
+        raise ModelError(
+            f"models of type '{base.model.config.model_type}' are not supported",
+            where=str(base.folder),
+            why="their logits are not the output head applied to the last hidden states",
+            do="choose a model whose head is plain, for example a Phi, Llama, Qwen or Mistral",
+        )

@@ -1,0 +1,114 @@
+"""The end of a run: base against adapter on the test set, and every file that tells of it.
+
+Knows nothing of how the adapter was trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from phinetune.base.events import Compared, Event, Finished, Stage, Trained, Warned, read_events
+from phinetune.evaluation.compare import Comparison, compare
+from phinetune.lora.attach import Adapter
+from phinetune.models.loading import Base
+from phinetune.models.memory import peak_bytes
+from phinetune.reports.page import report_html
+from phinetune.reports.plots import loss_plot
+from phinetune.reports.trainer_state import trainer_state
+from phinetune.runs.folder import RunFolder
+from phinetune.runs.prepare import Prepared
+from phinetune.runs.record import base_values, data_values
+from phinetune.training.forecast import Forecast
+
+
+def prove(
+    run: RunFolder,
+    prepared: Prepared,
+    base: Base,
+    adapter: Adapter,
+    trained: Trained,
+    expected: Forecast,
+) -> Iterator[Event]:
+    """Compare, then write summary.json, trainer_state.json, the plot and the report."""
+    settings = prepared.settings
+    examples, pieces = prepared.used_test_examples()
+    num_answered = min(len(examples), settings.compare_nsamples)
+    yield Stage(name="compare", detail=f"base and adapter answer {num_answered} test examples")
+    began = time.perf_counter()
+    comparison = compare(
+        base,
+        adapter,
+        prepared.renderer,
+        examples,
+        pieces=pieces,
+        max_answered=settings.compare_nsamples,
+        max_new_tokens=settings.compare_max_new_tokens,
+        seed=settings.seed,
+        system_prompt=settings.system_prompt,
+        loss_on=settings.loss_on,
+    )
+    compared = Compared(
+        evaluation=comparison.evaluation(),
+        answers=[asdict(answer) for answer in comparison.answers],
+        seconds=time.perf_counter() - began,
+    )
+    yield compared
+    warnings = [caution.what for caution in prepared.plan.warnings] + list(verdict_warnings(comparison))
+    for what in warnings[len(prepared.plan.warnings) :]:
+        yield Warned(what=what)
+    summary = _summary(run, prepared, base, adapter, trained, expected, compared, warnings)
+    run.write_json(run.summary, summary)
+    run.write_json(run.trainer_state, trainer_state(read_events(run.events)))
+    loss_plot(run.events, run.loss_plot)
+    report_html(run.path)
+    yield Finished(summary=summary)
+
+
+def verdict_warnings(comparison: Comparison) -> Iterator[str]:
+    """What a reader must not miss in a comparison."""
+    yield from comparison.notes
+    loss = comparison.difference["loss"]
+    if loss.low is not None and loss.low > 0:
+        yield "the adapter is worse than its base on the test set: lower learning_rate, or train less"
+    elif loss.high is not None and loss.high >= 0:
+        yield "the test set shows no clear difference between adapter and base"
+
+
+def _summary(
+    run: RunFolder,
+    prepared: Prepared,
+    base: Base,
+    adapter: Adapter,
+    trained: Trained,
+    expected: Forecast,
+    compared: Compared,
+    warnings: list[str],
+) -> dict[str, Any]:
+    plan = prepared.plan
+    return {
+        "run_id": run.run_id,
+        "status": "succeeded",
+        "stopped_because": trained.stopped_because,
+        "base": base_values(base),
+        "adapter": {
+            "path": str(run.adapter),
+            "parameters": adapter.num_parameters,
+            "rank": adapter.settings.rank,
+            "target_modules": list(adapter.target_modules),
+        },
+        "data": data_values(prepared.files, (plan.train, plan.test)),
+        "steps": trained.num_steps,
+        "best_step": trained.best_step,
+        "seconds": round(trained.seconds, 3),
+        "tokens_per_second": round(trained.num_tokens / max(trained.seconds, 1e-9), 1),
+        "peak_memory_bytes": peak_bytes(base.device),
+        "forecast": {
+            "seconds": round(expected.seconds, 3),
+            "peak_memory_bytes": expected.peak_memory_bytes,
+        },
+        "evaluation": compared.evaluation,
+        "warnings": warnings,
+    }

@@ -1,0 +1,102 @@
+"""What a run was: settings, data, base, versions and machine, as run.json and summary.json hold it.
+
+Knows nothing of how training works.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from phinetune.base.files import sha256_file
+from phinetune.lora.attach import Adapter
+from phinetune.models.loading import Base
+from phinetune.training.forecast import Forecast
+from phinetune.training.plan import Plan, SetPlan
+from phinetune.training.settings import TrainingSettings
+
+PACKAGES = ("phinetune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """A data file as it was when the run began."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> DataFile:
+        return cls(path=str(path), sha256=sha256_file(path))
+
+
+def machine() -> dict[str, Any]:
+    """The computer and the versions that a result depends on."""
+    import psutil
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "gpu": gpu,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def plan_values(plan: Plan, forecast: Forecast, adapter: Adapter, base: Base) -> dict[str, Any]:
+    """The plan as plain values, for the terminal and events.jsonl; without the row lists."""
+    values = asdict(plan)
+    del values["rows"], values["test_sequences"]
+    return {
+        **values,
+        "coverage": [asdict(row) for row in adapter.coverage],
+        "compute": f"{base.device.type}, {base.compute.reason}",
+        "forecast": asdict(forecast),
+    }
+
+
+def base_values(base: Base) -> dict[str, Any]:
+    return {
+        "name": base.name,
+        "sha256": base.sha256,
+        "dtype": base.compute.dtype_name,
+        "parameters": base.num_parameters,
+    }
+
+
+def data_values(files: Sequence[DataFile], plans: Sequence[SetPlan]) -> dict[str, Any]:
+    return {
+        name: {
+            "path": file.path,
+            "sha256": file.sha256,
+            "examples": plan.num_used,
+            "tokens": plan.num_tokens,
+            "trained_tokens": plan.num_trained_tokens,
+        }
+        for name, file, plan in zip(("train", "test"), files, plans, strict=True)
+    }
+
+
+def adapter_metadata(
+    base: Base, settings: TrainingSettings, files: Sequence[DataFile], run_id: str, step: int
+) -> dict[str, str]:
+    """The header of the adapter's weights: what they belong to and where they came from."""
+    return {
+        "base_name": base.name,
+        "base_sha256": base.sha256,
+        "train_sha256": files[0].sha256,
+        "test_sha256": files[1].sha256,
+        "system_prompt": settings.system_prompt or "",
+        "seed": str(settings.seed),
+        "run_id": run_id,
+        "step": str(step),
+        "phinetune": version("phinetune"),
+    }

@@ -1,0 +1,198 @@
+"""What a run will do, worked out before any time is spent: counts, steps, evaluations, warnings.
+
+Knows nothing of tensors or models beyond the numbers it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phinetune.training.fitting import Fitted
+from phinetune.training.packing import Rows, Sampling, epoch_sequences, file_sequences, sample
+from phinetune.training.settings import TrainingSettings
+
+FEW_EXAMPLES = 1000
+LONGEST_WARMUP_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPlan:
+    """One data set as it will be used. Tokens are of one pass."""
+
+    num_examples: int
+    num_used: int
+    num_sequences: int
+    num_tokens: int
+    num_trained_tokens: int
+    num_cut: int
+    num_dropped: int
+    num_split: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caution:
+    """Something that will probably disappoint, and the lines of lora.yaml that would mend it."""
+
+    what: str
+    propose: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The numbers of a run. `rows` are sampled training rows, `test_sequences` the packed test set."""
+
+    train: SetPlan
+    test: SetPlan
+    steps_per_epoch: int
+    num_steps: int
+    warmup_share: float
+    evaluation_steps: tuple[int, ...]
+    save_steps: tuple[int, ...]
+    warnings: tuple[Caution, ...]
+    rows: tuple[int, ...]
+    test_sequences: tuple[Rows, ...]
+
+
+def train_sampling(settings: TrainingSettings) -> Sampling:
+    """How training rows become sequences."""
+    return Sampling(
+        seqlen=settings.finetune_train_seqlen,
+        max_sequences=settings.finetune_train_nsamples,
+        is_packed=not settings.varied_seqlen,
+        seed=settings.seed,
+    )
+
+
+def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
+    """The plan for settings and rendered data."""
+    lengths = [row.num_tokens for row in train.rendered]
+    sampling = train_sampling(settings)
+    rows = sample(lengths, sampling)
+    sequences = epoch_sequences(rows, lengths, sampling, 0)
+    steps_per_epoch = math.ceil(len(sequences) / settings.effective_batch_size)
+    num_steps = settings.num_training_steps or max(1, math.ceil(settings.epochs * steps_per_epoch))
+
+    test_lengths = [row.num_tokens for row in test.rendered]
+    test_sampling = Sampling(
+        seqlen=settings.finetune_test_seqlen,
+        max_sequences=settings.finetune_test_nsamples,
+        is_packed=not settings.varied_seqlen,
+        seed=settings.seed,
+    )
+    test_rows = sample(test_lengths, test_sampling, in_file_order=True)
+    test_sequences = file_sequences(test_rows, test_lengths, test_sampling)
+    warmup = min(settings.num_warmup_steps, num_steps) if settings.has_warmup else 0
+    train_plan = _set_plan(train, rows, len(sequences))
+    test_plan = _set_plan(test, test_rows, len(test_sequences))
+    return Plan(
+        train=train_plan,
+        test=test_plan,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        warmup_share=warmup / num_steps,
+        evaluation_steps=evaluation_steps(settings, num_steps, steps_per_epoch),
+        save_steps=_save_steps(settings, num_steps, steps_per_epoch),
+        warnings=tuple(_warnings(settings, train_plan, test_plan, num_steps, steps_per_epoch)),
+        rows=tuple(rows),
+        test_sequences=tuple(test_sequences),
+    )
+
+
+def evaluation_steps(settings: TrainingSettings, num_steps: int, steps_per_epoch: int) -> tuple[int, ...]:
+    """The steps after which the test loss is measured; always the last one."""
+    if settings.evaluation_strategy == "steps":
+        steps = [s for s in range(settings.eval_steps, num_steps + 1, settings.eval_steps)]
+        steps = [step for step in steps if step >= settings.eval_delay]
+    elif settings.evaluation_strategy == "epoch":
+        num_epochs = num_steps // steps_per_epoch
+        steps = [e * steps_per_epoch for e in range(1, num_epochs + 1) if e >= settings.eval_delay]
+    else:
+        steps = []
+    return tuple(sorted({*steps, num_steps}))
+
+
+def _save_steps(settings: TrainingSettings, num_steps: int, steps_per_epoch: int) -> tuple[int, ...]:
+    every = steps_per_epoch if settings.evaluation_strategy == "epoch" else settings.save_steps
+    return tuple(sorted({*range(every, num_steps + 1, every), num_steps}))
+
+
+def _set_plan(fitted: Fitted, rows: Sequence[int], num_sequences: int) -> SetPlan:
+    return SetPlan(
+        num_examples=len(set(fitted.indices)) + fitted.num_dropped,
+        num_used=len({fitted.indices[row] for row in rows}),
+        num_sequences=num_sequences,
+        num_tokens=sum(fitted.rendered[row].num_tokens for row in rows),
+        num_trained_tokens=sum(fitted.rendered[row].num_trained for row in rows),
+        num_cut=fitted.num_cut,
+        num_dropped=fitted.num_dropped,
+        num_split=fitted.num_split,
+    )
+
+
+def _warnings(
+    settings: TrainingSettings, train: SetPlan, test: SetPlan, num_steps: int, steps_per_epoch: int
+) -> list[Caution]:
+    found = []
+    if settings.has_warmup and settings.num_warmup_steps > LONGEST_WARMUP_SHARE * num_steps:
+        share = settings.num_warmup_steps / num_steps
+        found.append(
+            Caution(
+                what=f"the warm-up of {settings.num_warmup_steps} steps is {share:.0%} of the run's "
+                f"{num_steps} steps; the learning rate "
+                + ("never reaches its peak" if share >= 1 else "is low for too long"),
+                propose=f"num_warmup_steps: {max(1, num_steps // 20)}",
+            )
+        )
+    if settings.evaluation_strategy == "steps" and settings.eval_steps > num_steps:
+        every = max(1, num_steps // 4)
+        found.append(
+            Caution(
+                what=f"eval_steps ({settings.eval_steps}) is more than the run's {num_steps} steps: "
+                "the test loss is measured only before and after",
+                propose=f"eval_steps: {every}\nsave_steps: {every}",
+            )
+        )
+    for name, data, limit, setting in (
+        ("training", train, settings.finetune_train_nsamples, "finetune_train_nsamples"),
+        ("test", test, settings.finetune_test_nsamples, "finetune_test_nsamples"),
+    ):
+        left = data.num_examples - data.num_dropped - data.num_used
+        if left > 0:
+            found.append(
+                Caution(
+                    what=f"{left} of {data.num_examples} {name} examples are left out by {setting} ({limit})",
+                    propose=f"{setting}: {_enough(limit, data)}",
+                )
+            )
+        if data.num_cut or data.num_dropped:
+            done = f"{data.num_cut} cut" if data.num_cut else f"{data.num_dropped} left out"
+            longer = "finetune_train_seqlen" if name == "training" else "finetune_test_seqlen"
+            found.append(
+                Caution(
+                    what=f"{name} chats longer than a sequence: {done} (overlong: {settings.overlong})",
+                    propose=f"a larger {longer} keeps them whole",
+                )
+            )
+    if train.num_examples < FEW_EXAMPLES:
+        found.append(
+            Caution(
+                what=f"{train.num_examples} training examples are few; a few thousand are advised",
+                propose="add examples, or expect a small effect",
+            )
+        )
+    if steps_per_epoch < 8 and settings.effective_batch_size > 1:
+        found.append(
+            Caution(
+                what=f"only {steps_per_epoch} step{'s' if steps_per_epoch > 1 else ''} per epoch: "
+                "packing puts many examples into one step",
+                propose=f"finetune_train_seqlen: {max(64, settings.finetune_train_seqlen // 4)}",
+            )
+        )
+    return found
+
+
+def _enough(limit: int, data: SetPlan) -> int:
+    """A number of samples that would take in all examples, with a twentieth to spare."""
+    return math.ceil(limit * data.num_examples / max(1, data.num_used) * 1.05)

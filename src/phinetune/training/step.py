@@ -1,0 +1,129 @@
+"""One optimizer step: forward and backward over pieces of a batch, a finite check, the update.
+
+The loss is a sum over trained tokens divided once by the step's total, so 1 x 16 and 16 x 1 give the
+same update. Knows nothing of epochs, evaluation or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from phinetune.base.errors import DivergedError
+from phinetune.lora.attach import Adapter
+from phinetune.models.batch import PackedBatch
+from phinetune.models.loading import Base
+from phinetune.models.loss import trained_token_loss
+from phinetune.text.render import Rendered
+from phinetune.training.packing import Rows
+from phinetune.training.settings import TrainingSettings
+
+# A CPU gains nothing from pieces of more tokens, and activations grow with them.
+CPU_PIECE_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one update did."""
+
+    loss: float
+    grad_norm: float
+    num_tokens: int
+    num_trained_tokens: int
+
+
+def make_optimizer(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW over the adapter's float32 weights, in one fused call where the device has it."""
+    parameters = adapter.parameters()
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=parameters[0].device.type in ("cpu", "cuda"),
+    )
+
+
+def pieces(
+    sequences: Sequence[Rows], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
+) -> Iterator[list[int]]:
+    """Split a step's sequences into the rows of each forward pass.
+
+    On a GPU a piece is a batch of `batch_size` sequences. On a CPU it is at most about
+    `CPU_PIECE_TOKENS` tokens: the same update in less memory.
+    """
+    piece: list[int] = []
+    num_tokens = num_sequences = 0
+    for sequence in sequences:
+        length = sum(rows[row].num_tokens for row in sequence)
+        is_full = num_sequences == batch_size or (is_cpu and num_tokens + length > CPU_PIECE_TOKENS)
+        if piece and is_full:
+            yield piece
+            piece, num_tokens, num_sequences = [], 0, 0
+        piece += sequence
+        num_tokens += length
+        num_sequences += 1
+    if piece:
+        yield piece
+
+
+def train_step(
+    base: Base,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Rendered],
+    sequences: Sequence[Rows],
+    settings: TrainingSettings,
+    *,
+    dropout_seed: int,
+    step: int,
+) -> StepResult:
+    """Update the adapter once.
+
+    Raises `DivergedError`, leaving weights and optimizer untouched, when loss or gradient is not
+    finite; it names the step, the rows and the first weight at fault.
+    """
+    used = [row for sequence in sequences for row in sequence]
+    num_trained = sum(rows[row].num_trained for row in used)
+    parameters = adapter.parameters()
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=base.device)
+    with torch.random.fork_rng(devices=_cuda_devices(base.device)):
+        torch.manual_seed(dropout_seed)
+        for piece in pieces(sequences, rows, settings.finetune_train_batch_size, base.device.type == "cpu"):
+            batch = PackedBatch.lay([rows[row] for row in piece], base.device)
+            loss, _ = trained_token_loss(base, batch)
+            (loss / num_trained).backward()
+            total += loss.detach()
+    gradients = {name: weight.grad for name, weight in adapter.named_parameters() if weight.grad is not None}
+    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    loss_value, norm_value = float(total / num_trained), float(norm)
+    if not (torch.isfinite(total) and torch.isfinite(norm)):
+        at_fault = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), "the loss")
+        optimizer.zero_grad(set_to_none=True)
+        raise _diverged(step, loss_value, at_fault, [rows[row] for row in used])
+    torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
+    optimizer.step()
+    return StepResult(
+        loss=loss_value,
+        grad_norm=norm_value,
+        num_tokens=sum(rows[row].num_tokens for row in used),
+        num_trained_tokens=num_trained,
+    )
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _diverged(step: int, loss: float, at_fault: str, rows: Sequence[Rendered]) -> DivergedError:
+    places = ", ".join(str(row.source) for row in rows[:5]) + (" …" if len(rows) > 5 else "")
+    return DivergedError(
+        "the run diverged: loss or gradient is not finite",
+        where=f"step {step}, rows {places}",
+        why=f"the loss is {loss}, first not finite: {at_fault}; the weights of the step before are kept",
+        do="lower learning_rate (a third is a good try), or raise num_warmup_steps",
+    )

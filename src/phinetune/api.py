@@ -1,0 +1,275 @@
+"""The Python door's code: train a project, load a model with its adapter, evaluate a run.
+
+Prints nothing. The command line and scripts use the same functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phinetune.base.errors import AdapterError, UserError
+from phinetune.data.conversation import Conversation, Example, Message
+from phinetune.data.reading import load_examples, resolve_dataset
+
+if TYPE_CHECKING:
+    from phinetune.base.events import Event
+    from phinetune.evaluation.compare import Comparison, Progress
+    from phinetune.lora.attach import Adapter
+    from phinetune.models.loading import Base
+    from phinetune.runs.folder import RunFolder
+    from phinetune.text.render import Rendered, Renderer
+    from phinetune.training.settings import TrainingSettings
+
+DEFAULT_MAX_NEW_TOKENS = 512
+
+
+def train(
+    project: str | Path, *, run_name: str | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Event]:
+    """Train a project folder; yields events, the last is `Finished` with the run's summary.
+
+    `settings` change lora.yaml for this run and are written as there: `{"learning_rate": "1e-3"}`.
+    Nothing happens until the first event is asked for.
+
+        for event in phinetune.train("my-project"):
+            print(event)
+    """
+    from phinetune.runs.train_run import train_run
+
+    yield from train_run(Path(project), run_name=run_name, overrides=dict(settings or {}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A base model, the adapter on it if there is one, and the renderer that belongs to both."""
+
+    name: str
+    base: Base
+    adapter: Adapter | None
+    renderer: Renderer
+    # The setting replaces a chat's own system message; the data's is given to chats that have none.
+    system_prompt: str | None = None
+    data_system_prompt: str | None = None
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        with_adapter: bool = True,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> Iterator[str]:
+        """The greedy answer to a text or a chat, in pieces that never end inside a character."""
+        from phinetune.generation.greedy import stream
+        from phinetune.generation.text_stream import text_pieces
+
+        ids = self.prompt_ids(prompt)
+        with self._side(with_adapter):
+            tokens = stream(self.base, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids)
+            yield from text_pieces(tokens, self.renderer.decode)
+
+    def chat(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        with_adapter: bool = True,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> str:
+        """The whole greedy answer."""
+        return "".join(self.stream(prompt, with_adapter=with_adapter, max_new_tokens=max_new_tokens))
+
+    def answers(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        *,
+        with_adapter: bool = True,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> list[str]:
+        """The greedy answers to many prompts, computed together, in the order given."""
+        from phinetune.generation.greedy import generate_batch
+
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        with self._side(with_adapter):
+            tokens = generate_batch(
+                self.base, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids
+            )
+        return [self.renderer.decode(answer) for answer in tokens]
+
+    def prompt_ids(self, prompt: str | Sequence[Message]) -> list[int]:
+        """The tokens that the model sees before its answer."""
+        messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
+        if self.data_system_prompt and messages[0].role != "system":
+            messages = (Message(role="system", content=self.data_system_prompt), *messages)
+        return self.renderer.prompt(messages, system_prompt=self.system_prompt)
+
+    def _side(self, with_adapter: bool) -> contextlib.AbstractContextManager[None]:
+        if with_adapter or self.adapter is None:
+            return contextlib.nullcontext()
+        return self.adapter.disabled()
+
+
+def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:
+    """Load a run's model with its adapter, an adapter folder on its base, or a base model alone.
+
+    `name` is a run folder, a PEFT directory, `demo`, a model folder or a Hugging Face name.
+    Raises `ModelError` or `AdapterError` naming what is missing.
+
+        model = phinetune.load("my-project/runs/20261120-142233-k3f")
+        print(model.chat("My parcel is late"))
+    """
+    from phinetune.lora.files import CONFIG_FILE, load_adapter
+    from phinetune.models.loading import load_base
+    from phinetune.text.render import load_renderer
+
+    folder, run = Path(name), run_at(name)
+    settings = run_settings(run) if run else None
+    adapter_folder = run.adapter if run else folder if (folder / CONFIG_FILE).is_file() else None
+    spec = settings.model if settings else _base_name(adapter_folder) if adapter_folder else str(name)
+    root = run.path.parent.parent if run else None
+    base = load_base(spec, device_name=device, dtype=dtype, root=root)
+    renderer = load_renderer(base.folder)
+    adapter = load_adapter(base.model, adapter_folder, base_sha256=base.sha256) if adapter_folder else None
+    return Model(
+        name=str(name),
+        base=base,
+        adapter=adapter,
+        renderer=renderer,
+        system_prompt=settings.system_prompt if settings else None,
+        data_system_prompt=_common_system_prompt(run) if run else None,
+    )
+
+
+def evaluate(
+    run: str | Path, data: str | Path | None = None, *, on_progress: Progress | None = None
+) -> Comparison:
+    """Measure a run's base and adapter again, on its own test set or on another file.
+
+    On its own test set the figures are those of the run. `on_progress(done, total)` counts examples.
+    Raises `UserError` when the test set is no longer the one of the run.
+
+        comparison = phinetune.evaluate("my-project/runs/20261120-142233-k3f")
+        print(comparison.adapter["exact_match"])
+    """
+    from phinetune.evaluation.compare import compare
+
+    found = _run_or_refuse(run)
+    settings = run_settings(found)
+    examples, pieces = (load_examples(Path(data)), None) if data else _own_test_set(found, settings)
+    model = load(found.path, device=settings.device, dtype=settings.dtype)
+    assert model.adapter is not None  # a run always has one
+    return compare(
+        model.base,
+        model.adapter,
+        model.renderer,
+        examples,
+        pieces=pieces,
+        max_answered=settings.compare_nsamples,
+        max_new_tokens=settings.compare_max_new_tokens,
+        seed=settings.seed,
+        system_prompt=settings.system_prompt,
+        loss_on=settings.loss_on,
+        on_progress=on_progress,
+    )
+
+
+def _own_test_set(
+    run: RunFolder, settings: TrainingSettings
+) -> tuple[list[Example], list[tuple[int, Rendered]]]:
+    """The examples the run was judged by, fitted and sampled in the same way."""
+    from phinetune.runs.prepare import prepare
+
+    prepared = prepare(run.path.parent.parent, settings)
+    recorded = json.loads(run.run_json.read_text(encoding="utf-8"))["data"]["test"]["sha256"]
+    if prepared.files[1].sha256 != recorded:
+        raise UserError(
+            "the test set has changed since this run",
+            where=prepared.files[1].path,
+            why=f"its sha256 was {recorded[:12]}, now it is {prepared.files[1].sha256[:12]}",
+            do="put the old file back, or measure on the new one by naming it: --data FILE",
+        )
+    return prepared.used_test_examples()
+
+
+def test_set_of(name: str | Path) -> list[Example]:
+    """The examples of a run's test file, in file order."""
+    run = _run_or_refuse(name)
+    dataset = resolve_dataset(run_settings(run).finetune_dataset, run.path.parent.parent)
+    return load_examples(dataset.test) if dataset.test else []
+
+
+def _run_or_refuse(name: str | Path) -> RunFolder:
+    from phinetune.runs.folder import find_run
+
+    return run_at(name) or find_run(Path(name))
+
+
+def run_at(name: str | Path) -> RunFolder | None:
+    """The run that a run folder, its adapter folder or a trained project stands for, if any."""
+    from phinetune.runs.folder import find_run
+
+    folder = Path(name)
+    looks_like_one = any(
+        place.exists() for place in (folder / "run.json", folder.parent / "run.json", folder / "runs")
+    )
+    return find_run(folder) if folder.is_dir() and looks_like_one else None
+
+
+def run_settings(run: RunFolder) -> TrainingSettings:
+    """The settings a run was trained with."""
+    from phinetune.training.lora_yaml import validated
+
+    values = json.loads(run.run_json.read_text(encoding="utf-8"))["settings"]
+    return validated(values, {}, str(run.run_json))
+
+
+def run_summary(run: RunFolder) -> Mapping[str, Any]:
+    """The content of summary.json. Raises `UserError` when the run has not finished."""
+    if not run.summary.is_file():
+        raise UserError(
+            "this run has no summary",
+            where=str(run.summary),
+            why="it is still training, or was interrupted",
+            do="train again, or name a finished run",
+        )
+    summary: Mapping[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+    return summary
+
+
+def _base_name(adapter_folder: Path) -> str:
+    """The base that a PEFT directory names. Raises `AdapterError` when it names none."""
+    from phinetune.lora.files import CONFIG_FILE
+
+    try:
+        config = json.loads((adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError:
+        config = {}
+    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not name:
+        raise AdapterError(
+            "the adapter does not say which base it belongs to",
+            where=str(adapter_folder / CONFIG_FILE),
+            why="base_model_name_or_path is missing",
+            do="write the base model's name or folder there",
+        )
+    return str(name)
+
+
+def _common_system_prompt(run: RunFolder) -> str | None:
+    """The system message that every test example begins with, if it is the same one.
+
+    A data set that is gone is no reason not to talk with the model.
+    """
+    try:
+        examples = test_set_of(run.path)
+    except UserError:
+        return None
+    messages = {
+        example.messages[0].content if example.messages[0].role == "system" else None
+        for example in examples
+        if isinstance(example, Conversation)
+    }
+    return messages.pop() if len(messages) == 1 else None

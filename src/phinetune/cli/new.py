@@ -1,0 +1,41 @@
+"""`phinetune new`: make a project from two data files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phinetune.cli import console
+
+
+def new(
+    project: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(help="Base model: demo, a local folder, or a Hugging Face name.", show_default=False),
+    ],
+    train: Annotated[Path, typer.Option(help="Examples to train on.", show_default=False)],
+    test: Annotated[Path, typer.Option(help="Other examples, to judge the result by.", show_default=False)],
+) -> None:
+    """Make a project: lora/lora.yaml with every setting explained, and copies of the data."""
+    from phinetune.runs.project import SETTINGS_FILE, create_project
+    from phinetune.training.settings import TrainingSettings
+
+    local = Path(model)
+    settings = TrainingSettings(
+        model=str(local.resolve()) if local.is_dir() else model, finetune_dataset="dataset"
+    )
+    made = create_project(project, settings, train=train, test=test)
+    console.say(
+        f"project   {made.folder}",
+        f"settings  {made.folder / SETTINGS_FILE}",
+        f"data      {made.num_train:,} training and {made.num_test:,} test examples, copied to "
+        f"{made.folder / 'dataset'}",
+    )
+    copy = made.folder / "dataset" / f"train{train.suffix}"
+    console.next_commands(
+        f"phinetune data preview {copy} --model {settings.model}",
+        f"phinetune train {made.folder}",
+    )

@@ -1,0 +1,124 @@
+"""`phinetune train`: run a project's training and show it, from the plan to the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phinetune.base.errors import SettingsError
+from phinetune.cli import console
+
+if TYPE_CHECKING:
+    from phinetune.cli.run_view import RunView
+
+# A plan longer than this, or one with warnings, is worth a question.
+ASK_FROM_SECONDS = 600.0
+
+
+def train(
+    project: Annotated[Path, typer.Argument(help="Project folder.", show_default=False)],
+    run: Annotated[str, typer.Option(help="Name of the run; a time stamp when left out.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting for this run; may be repeated."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json, nothing else.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
+) -> None:
+    """Train an adapter, then compare it with the base model on the test set."""
+    confirm = is_wanted if not (yes or json) else None
+    show_run(project, run_name=run or None, overrides=parse_overrides(set_ or []), json=json, confirm=confirm)
+
+
+def parse_overrides(settings: list[str]) -> dict[str, str]:
+    """`key=value` texts as a mapping.
+
+    >>> parse_overrides(["epochs=2", "system_prompt=a=b"])
+    {'epochs': '2', 'system_prompt': 'a=b'}
+    """
+    overrides: dict[str, str] = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign or not key.strip():
+            raise SettingsError(
+                f"'{setting}' is not a setting",
+                where=f"--set {setting}",
+                why="a setting has the form key=value",
+                do="for example: --set learning_rate=1e-3",
+            )
+        if key.strip() in overrides:
+            raise SettingsError(
+                f"'{key.strip()}' is set twice", where=f"--set {setting}", do="keep one of the two"
+            )
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def show_run(
+    project: Path,
+    *,
+    run_name: str | None,
+    overrides: Mapping[str, str],
+    json: bool,
+    confirm: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, Any]:
+    """Run and show; ends the command when the user declines or interrupts. Returns the summary."""
+    from phinetune.cli.run_view import Declined, RunView
+    from phinetune.runs.train_run import train_run
+
+    view = RunView(
+        console.err(), None if json else console.out(), **({"confirm": confirm} if confirm else {})
+    )
+    try:
+        summary = view.follow(train_run(project, run_name=run_name, overrides=overrides))
+    except Declined:
+        console.note("not started")
+        console.stop(console.DONE)
+    except KeyboardInterrupt:
+        console.note(kept(view), style="yellow")
+        console.stop(console.INTERRUPTED)
+    if json:
+        console.print_json(summary)
+    else:
+        show_end(project, summary)
+    return summary
+
+
+def kept(view: RunView) -> str:
+    """What an interrupted run leaves behind."""
+    if view.saved_path:
+        return f"interrupted at step {view.last_step}; the last checkpoint is kept: {view.saved_path}"
+    if view.last_step:
+        return f"interrupted at step {view.last_step}, before the first checkpoint; no adapter was kept"
+    return "interrupted before training began; no adapter was kept"
+
+
+def show_end(project: Path, summary: Mapping[str, Any]) -> None:
+    """The result in a line, where everything is, and what to try next."""
+    from rich.text import Text
+
+    from phinetune.cli.figures import headline
+
+    folder = project / "runs" / summary["run_id"]
+    if line := headline(summary["evaluation"]):
+        console.say(Text(line, style="bold"), "")
+    console.say(f"adapter  {summary['adapter']['path']}", f"report   {folder / 'report.html'}")
+    console.next_commands(
+        f"phinetune chat {folder}",
+        f'phinetune compare {folder} --prompt "..."',
+        f"phinetune train {project} --set learning_rate=...",
+    )
+
+
+def is_wanted(plan: dict[str, Any]) -> bool:
+    """Ask before a long run or one with warnings, when somebody is there to answer."""
+    import sys
+
+    warnings, seconds = plan.get("warnings"), (plan.get("forecast") or {}).get("seconds") or 0.0
+    somebody = sys.stdin.isatty() and sys.stderr.isatty()
+    if not somebody or (not warnings and seconds < ASK_FROM_SECONDS):
+        return True
+    return typer.confirm("start?", default=True, err=True)

@@ -7,7 +7,8 @@ import torch
 
 from phinetune.base.errors import UserError
 from phinetune.generation import greedy
-from phinetune.generation.greedy import context_length, generate_batch, stream
+from phinetune.generation.greedy import generate_batch, stream
+from phinetune.models import attention
 
 from .tiny_decoders import ARCHITECTURES, VOCAB, tiny_base
 
@@ -17,12 +18,17 @@ def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
     return [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
 
-def by_transformers(model, prompt: list[int], max_new_tokens: int, stop_ids: set[int]) -> list[int]:
+def by_transformers(base, prompt: list[int], max_new_tokens: int, stop_ids: set[int]) -> list[int]:
     ids = torch.tensor([prompt])
-    output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,
-        eos_token_id=sorted(stop_ids), pad_token_id=0,
-    )  # fmt: skip
+    with base.plain_attention():
+        output = base.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=0,
+        )
     answer = output[0, len(prompt) :].tolist()
     return answer[:-1] if answer and answer[-1] in stop_ids else answer
 
@@ -32,7 +38,7 @@ def test_every_row_equals_transformers_generate(name):
     base = tiny_base(name)
     prompts = prompts_of([5, 1, 17, 9, 30, 2, 26, 12, 5, 23, 24, 25, 40])
     stop_ids = {7, 11, 19, 23, 40}
-    expected = [by_transformers(base.model, prompt, 18, stop_ids) for prompt in prompts]
+    expected = [by_transformers(base, prompt, 18, stop_ids) for prompt in prompts]
     assert generate_batch(base, prompts, max_new_tokens=18, stop_ids=stop_ids) == expected
     assert len({len(answer) for answer in expected}) > 2, "rows must end at different steps"
 
@@ -60,7 +66,7 @@ def test_cache_budget_limits_the_rows_of_a_batch(monkeypatch):
     prompts = prompts_of([10] * 6)
     bytes_per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head size, float32
     monkeypatch.setattr(greedy, "CACHE_BYTES_CPU", 4 * 20 * bytes_per_token)
-    assert [len(batch) for batch in greedy._batches(base.model, prompts, 10)] == [4, 2]
+    assert [len(batch) for batch in greedy._batches(base, prompts, 10)] == [4, 2]
 
 
 def test_prompt_longer_than_the_context_is_refused_with_the_usable_length():
@@ -81,7 +87,7 @@ def test_empty_prompt_is_refused():
 @pytest.mark.parametrize("name", ["phi3", "gpt2"])
 def test_answer_ends_where_the_context_is_full(name):
     base = tiny_base(name)
-    assert context_length(base.model) == 64
+    assert base.max_length == 64
     answers = generate_batch(base, prompts_of([63, 60, 10]), max_new_tokens=8, stop_ids=())
     assert [len(answer) for answer in answers] == [1, 4, 8]
 
@@ -93,17 +99,32 @@ def test_no_new_tokens_and_no_prompts_give_nothing():
 
 
 def test_model_is_left_as_it_was_even_while_a_stream_is_paused():
-    model = tiny_base("phi3").model.train()
-    model.model.layers[0].eval()
-    before = [module.training for module in model.modules()]
-    tokens = stream(tiny_base_of(model), [3, 4, 5], max_new_tokens=5, stop_ids=())
+    base = tiny_base("phi3")
+    base.model.train()
+    base.model.model.layers[0].eval()
+    before = [module.training for module in base.model.modules()]
+    tokens = stream(base, [3, 4, 5], max_new_tokens=5, stop_ids=())
     next(tokens)
-    assert [module.training for module in model.modules()] == before
+    assert [module.training for module in base.model.modules()] == before
+    assert base.model.config._attn_implementation == attention.IMPLEMENTATION
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     tokens.close()
     with pytest.raises(StopIteration):
         next(tokens)
+
+
+def test_progress_counts_prompts_up_to_all(monkeypatch):
+    monkeypatch.setattr(greedy, "MAX_ROWS_CPU", 2)
+    seen = []
+    generate_batch(
+        tiny_base("phi3"),
+        prompts_of([4, 4, 4, 4, 4]),
+        max_new_tokens=2,
+        stop_ids=(),
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_dropout_is_off_while_answering():
@@ -114,9 +135,3 @@ def test_dropout_is_off_while_answering():
         layer.resid_attn_dropout.p = layer.resid_mlp_dropout.p = 0.5
     base.model.train()
     assert generate_batch(base, [[3, 4, 5]], max_new_tokens=12, stop_ids=()) == quiet
-
-
-def tiny_base_of(model):
-    from .tiny_decoders import TinyBase
-
-    return TinyBase(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from phinetune.models import attention
+from phinetune.models.device import Compute
+from phinetune.models.loading import Base
 
 VOCAB = 97
 SIZES: dict[str, Any] = {
@@ -43,34 +47,46 @@ LONG_ROPE = {
 }
 
 
-@dataclass(frozen=True)
-class TinyBase:
-    """Stands for a loaded base model."""
-
-    model: Any
-
-
-def tiny_base(name: str, seed: int = 0) -> TinyBase:
+def tiny_base(name: str, seed: int = 0) -> Base:
+    """A base as it comes out of loading: frozen, with segment attention."""
     torch.manual_seed(seed)
-    if name == "phi3":
-        return TinyBase(Phi3ForCausalLM(Phi3Config(**SIZES)).eval())
-    if name == "phi3-window":
-        return TinyBase(Phi3ForCausalLM(Phi3Config(**SIZES, sliding_window=9)).eval())
-    if name == "phi3-longrope":
-        config = Phi3Config(**SIZES, original_max_position_embeddings=24, rope_parameters=LONG_ROPE)
-        return TinyBase(Phi3ForCausalLM(config).eval())
-    if name == "llama":
-        return TinyBase(LlamaForCausalLM(LlamaConfig(**SIZES)).eval())
-    if name == "qwen2":
-        return TinyBase(Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval())
-    if name == "mistral":
-        return TinyBase(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=9)).eval())
-    if name == "gpt2":
-        config = GPT2Config(
-            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
-        return TinyBase(GPT2LMHeadModel(config).eval())
+    return as_base(_model(name))
+
+
+def as_base(model: Any) -> Base:
+    model.requires_grad_(False).eval().set_attn_implementation(attention.IMPLEMENTATION)
+    return Base(
+        name="tiny",
+        folder=Path("tiny"),
+        model=model,
+        sha256="",
+        compute=Compute(device=torch.device("cpu"), dtype=torch.float32, reason="a test"),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _model(name: str) -> Any:
+    match name:
+        case "phi3":
+            return Phi3ForCausalLM(Phi3Config(**SIZES))
+        case "phi3-window":
+            return Phi3ForCausalLM(Phi3Config(**SIZES, sliding_window=9))
+        case "phi3-longrope":
+            return Phi3ForCausalLM(
+                Phi3Config(**SIZES, original_max_position_embeddings=24, rope_parameters=LONG_ROPE)
+            )
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**SIZES))
+        case "qwen2":
+            return Qwen2ForCausalLM(Qwen2Config(**SIZES))
+        case "mistral":
+            return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=9))
+        case "gpt2":
+            names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+            names |= {"max_position_embeddings": "n_positions"}
+            sizes = {names.get(key, key): value for key, value in SIZES.items()}
+            del sizes["intermediate_size"], sizes["num_key_value_heads"]
+            return GPT2LMHeadModel(GPT2Config(**sizes))
     raise AssertionError(name)
 
 

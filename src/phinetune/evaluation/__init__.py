@@ -1,1 +1,1 @@
-"""Measure base and adapter on the same examples, and say how sure the difference is. Knows nothing of files."""
+"""Measure base and adapter on the same examples, and how sure the difference is. Knows nothing of files."""

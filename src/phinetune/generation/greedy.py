@@ -8,8 +8,8 @@ Shapes: B rows of a batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,40 +18,46 @@ from transformers import DynamicCache
 from phinetune.base.errors import UserError
 from phinetune.generation.mode import answering
 
+if TYPE_CHECKING:
+    from phinetune.models.loading import Base
+
 # More rows than this no longer pay on 2 CPU cores; a GPU step costs the same up to a few hundred rows.
 MAX_ROWS_CPU = 64
 MAX_ROWS_GPU = 256
 CACHE_BYTES_CPU = 1 << 30
 
 
-class Decoder(Protocol):
-    """What generation needs of a base model: a transformers decoder under `.model`."""
-
-    @property
-    def model(self) -> Any: ...
-
-
 def generate_batch(
-    base: Decoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Collection[int]
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The greedy answer to each prompt, in the order given, without the stop token.
 
     An answer ends at a stop token, after `max_new_tokens`, or where the model's context is full.
     Prompts are sorted by length and answered many at a time; a finished row leaves its batch.
+    `on_progress(done, total)` counts prompts, after each batch.
 
     Raises `UserError` when a prompt is empty or leaves no room in the model's context.
     """
-    _check(base.model, prompts)
+    _check(base, prompts)
+    num_done = 0
     answers: list[list[int]] = [[] for _ in prompts]
-    for rows in _batches(base.model, prompts, max_new_tokens):
-        for step in _decode(base.model, [prompts[row] for row in rows], max_new_tokens, frozenset(stop_ids)):
+    for rows in _batches(base, prompts, max_new_tokens):
+        for step in _decode(base, [prompts[row] for row in rows], max_new_tokens, frozenset(stop_ids)):
             for index, token in step:
                 answers[rows[index]].append(token)
+        num_done += len(rows)
+        if on_progress:
+            on_progress(num_done, len(prompts))
     return answers
 
 
 def stream(
-    base: Decoder, prompt: Sequence[int], *, max_new_tokens: int, stop_ids: Collection[int]
+    base: Base, prompt: Sequence[int], *, max_new_tokens: int, stop_ids: Collection[int]
 ) -> Iterator[int]:
     """The tokens of one greedy answer as they come; close the iterator to stop early.
 
@@ -59,24 +65,19 @@ def stream(
 
     Raises `UserError` at once when the prompt is empty or leaves no room in the model's context.
     """
-    _check(base.model, [prompt])
-    return _stream(base.model, prompt, max_new_tokens, frozenset(stop_ids))
-
-
-def context_length(model: Any) -> int:
-    """How many tokens the model can see, prompt and answer together."""
-    return int(model.config.get_text_config(decoder=True).max_position_embeddings)
+    _check(base, [prompt])
+    return _stream(base, prompt, max_new_tokens, frozenset(stop_ids))
 
 
 def _stream(
-    model: Any, prompt: Sequence[int], max_new_tokens: int, stop_ids: frozenset[int]
+    base: Base, prompt: Sequence[int], max_new_tokens: int, stop_ids: frozenset[int]
 ) -> Iterator[int]:
-    for step in _decode(model, [prompt], max_new_tokens, stop_ids):
+    for step in _decode(base, [prompt], max_new_tokens, stop_ids):
         yield from (token for _, token in step)
 
 
-def _check(model: Any, prompts: Sequence[Sequence[int]]) -> None:
-    usable = context_length(model) - 1
+def _check(base: Base, prompts: Sequence[Sequence[int]]) -> None:
+    usable = base.max_length - 1
     for index, prompt in enumerate(prompts):
         where = f"prompt {index + 1} of {len(prompts)}"
         if not len(prompt):
@@ -91,11 +92,11 @@ def _check(model: Any, prompts: Sequence[Sequence[int]]) -> None:
             )
 
 
-def _batches(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
+def _batches(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
     """Rows to answer together: neighbours in length, as many as the cache budget holds."""
-    border = _rope_border(model)
-    bytes_per_token, budget_bytes = _cache_bytes_per_token(model), _cache_budget_bytes(model)
-    max_rows = MAX_ROWS_GPU if model.device.type == "cuda" else MAX_ROWS_CPU
+    border = _rope_border(base.model)
+    bytes_per_token, budget_bytes = _cache_bytes_per_token(base), _cache_budget_bytes(base.device)
+    max_rows = MAX_ROWS_GPU if base.device.type == "cuda" else MAX_ROWS_CPU
     batch: list[int] = []
     # Longest first: memory is asked for at its largest at once, not after an hour.
     for row in sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row)):
@@ -126,30 +127,29 @@ def _rope_border(model: Any) -> int:
     return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
 
 
-def _cache_bytes_per_token(model: Any) -> int:
-    config = model.config.get_text_config(decoder=True)
+def _cache_bytes_per_token(base: Base) -> int:
+    config = base.model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    size_bytes = torch.empty(0, dtype=model.dtype).element_size()
+    size_bytes = torch.empty(0, dtype=base.dtype).element_size()
     return int(2 * config.num_hidden_layers * key_value_heads * head_size * size_bytes)
 
 
-def _cache_budget_bytes(model: Any) -> int:
-    if model.device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(model.device)
+def _cache_budget_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
         return free_bytes // 4  # the cache is copied as it grows, and the prompt pass needs room too
     return CACHE_BYTES_CPU
 
 
 def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+    base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
 ) -> Iterator[list[tuple[int, int]]]:
     """Per step the (row, token) of every row that goes on; rows end at a stop token or at their limit."""
-    context = context_length(model)
-    limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+    limits = [min(max_new_tokens, base.max_length - len(prompt)) for prompt in prompts]
     rows = [row for row, limit in enumerate(limits) if limit > 0]
-    batch = _Batch(model, [prompts[row] for row in rows]) if rows else None
+    batch = _Batch(base, [prompts[row] for row in rows]) if rows else None
     num_done = 0
     while batch is not None:
         tokens = batch.step()
@@ -172,13 +172,13 @@ def _decode(
 class _Batch:
     """Rows of unequal length on one key/value cache, padded on the left."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
         longest = max(len(prompt) for prompt in prompts)
         padding = [longest - len(prompt) for prompt in prompts]
-        device = model.device
-        self._model = model
-        self._cache = DynamicCache(config=model.config)
-        self._border = _rope_border(model)
+        device = base.device
+        self._base = base
+        self._cache = DynamicCache(config=base.model.config)
+        self._border = _rope_border(base.model)
         # Every id so far; padding is id 0, which the mask hides.
         self._ids_BT = torch.tensor(
             [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device
@@ -191,9 +191,9 @@ class _Batch:
         length = self._ids_BT.shape[1]
         if len(self._ids_BT) == 1 and 0 < self._border == length - 1:
             # LongRoPE now turns earlier keys differently too: what is cached is no longer true.
-            self._cache = DynamicCache(config=self._model.config)
+            self._cache = DynamicCache(config=self._base.model.config)
             self._num_cached = 0
-        with answering(self._model):
+        with answering(self._base):
             logits_BV = self._last_logits(length)
             next_B = logits_BV.argmax(dim=-1)
         self._num_cached = length
@@ -204,7 +204,7 @@ class _Batch:
     def _last_logits(self, length: int) -> Tensor:
         at_T = torch.arange(length, device=self._ids_BT.device)
         positions_BT = (at_T - self._padding_B[:, None]).clamp(min=0)
-        output = self._model(
+        output = self._base.model(
             input_ids=self._ids_BT[:, self._num_cached :],
             attention_mask=(at_T >= self._padding_B[:, None]).long(),
             position_ids=positions_BT[:, self._num_cached :],

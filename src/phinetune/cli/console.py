@@ -26,6 +26,10 @@ DONE, FAILED, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
 PLAIN = {"…": "...", "→": "->", "−": "-", "·": "-", "✓": "yes", "✗": "no", "×": "x", "≥": ">=", "≤": "<="}
 
 
+class Interrupted(Exception):
+    """Ctrl-C in the midst of work; the text says what was kept."""
+
+
 def prepare_streams() -> None:
     """Never fail on a character that the terminal's encoding lacks: show `?` instead."""
     for stream in (sys.stdout, sys.stderr):
@@ -102,7 +106,7 @@ def show_error(error: PhinetuneError, *, label: str = "error") -> None:
 
     console = err()
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, min_width=len("  where:"))
     grid.add_column(overflow="fold")
     grid.add_row(Text(f"{label}:", style="bold red"), Text(shown(error.what, sys.stderr), style="bold"))
     for name, text in (("where", error.where), ("why", error.why), ("do", error.do)):

@@ -107,7 +107,7 @@ def duration_text(seconds: float | None) -> str:
     """A time span.
 
     >>> duration_text(42.4), duration_text(150), duration_text(7300)
-    ('42 s', '2 min 30 s', '2 h 2 min')
+    ('42 s', '2 min 30 s', '2 h 1 min')
     """
     if seconds is None or not math.isfinite(seconds):
         return "unknown"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +16,7 @@ from phinetune.base.errors import PhinetuneError, UserError, nearest
 from phinetune.cli import console
 from phinetune.cli.chat import chat
 from phinetune.cli.compare import compare
+from phinetune.cli.data import data_app
 from phinetune.cli.doctor import doctor
 from phinetune.cli.evaluate import evaluate
 from phinetune.cli.new import new
@@ -69,11 +68,9 @@ def _options(
     pass
 
 
-if find_spec("phinetune.cli.data"):
-    app.add_typer(import_module("phinetune.cli.data").data_app, name="data", cls=CommandGroup)
-
 for command in (quickstart, new, train, evaluate, compare, chat, report, doctor):
     app.command()(command)
+app.add_typer(data_app, name="data", cls=CommandGroup)
 
 
 def run(args: Sequence[str]) -> int:
@@ -82,15 +79,22 @@ def run(args: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=list(args) or ["--help"], prog_name="phinetune", standalone_mode=False)
+        if code == console.INTERRUPTED:  # how the parser reports Ctrl-C
+            console.note("interrupted", style="yellow")
         return code if isinstance(code, int) else console.DONE
+    except console.Interrupted as interruption:
+        console.note(str(interruption), style="yellow")
+        return console.INTERRUPTED
     except typer.TyperException as error:
+        if not error.format_message().strip():
+            return console.DONE  # a group without a command: its help has been printed
         console.show_error(_usage_error(error))
         return console.USER_INPUT
     except PhinetuneError as error:
         console.show_error(error)
         return console.exit_code_of(error)
     except (KeyboardInterrupt, typer.Abort):
-        console.note("interrupted")
+        console.note("interrupted", style="yellow")
         return console.INTERRUPTED
     except BrokenPipeError:
         return _pipe_closed()

@@ -78,8 +78,7 @@ def show_run(
         console.note("not started")
         console.stop(console.DONE)
     except KeyboardInterrupt:
-        console.note(kept(view), style="yellow")
-        console.stop(console.INTERRUPTED)
+        raise console.Interrupted(kept(view)) from None
     if json:
         console.print_json(summary)
     else:

@@ -122,9 +122,15 @@ class Finished(Event):
 
 
 class EventLog:
-    """Append events to a JSON Lines file, each line whole and flushed."""
+    """Append events to a JSON Lines file, each line whole and flushed.
+
+    A last line that a crash cut off is taken away first: it would swallow the next one.
+    """
 
     def __init__(self, path: Path) -> None:
+        if path.exists():
+            with path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, event: Event) -> None:

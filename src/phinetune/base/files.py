@@ -6,6 +6,7 @@ The only place that renames. Knows nothing of what the files mean.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -42,12 +43,30 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _full_disk_said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise SpaceError(
+            "the disk is full",
+            where=str(path),
+            why=f"it could not be written: {error.strerror}",
+            do="free some space and start again; nothing was overwritten",
+        ) from error
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one step: a reader sees the old file or the new one."""
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one.
+
+    Raises `SpaceError` when the disk is full; `path` is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with temporary.open("wb") as file:
+        with _full_disk_said(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -69,29 +88,30 @@ def committed_dir(final: Path, *, has_manifest: bool = True) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
     try:
-        yield temporary
-        _seal(temporary, has_manifest)
-        if final.exists():
-            old = final.with_name(f".trash-{final.name}-{uuid.uuid4().hex[:8]}")
-            os.replace(final, old)
-            os.replace(temporary, final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, final)
-        _sync(final.parent)
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            raise SpaceError(
-                "the disk is full",
-                where=str(final),
-                why=f"the folder could not be written: {error.strerror}",
-                do="free some space and start again; nothing was overwritten",
-            ) from error
-        raise
+        with _full_disk_said(final):
+            temporary.mkdir()
+            yield temporary
+            _seal(temporary, has_manifest)
+            _put_in_place(temporary, final)
+            _sync(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Two renames where there is an old folder, which comes back when the second fails."""
+    if not final.exists():
+        os.replace(temporary, final)
+        return
+    old = final.with_name(f".trash-{final.name}-{uuid.uuid4().hex[:8]}")
+    os.replace(final, old)
+    try:
+        os.replace(temporary, final)
+    except BaseException:
+        os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _seal(folder: Path, has_manifest: bool) -> None:

@@ -53,11 +53,12 @@ class _RecordReader:
         self.is_array_file = False
         self._is_first = True
         self._skipping = False
+        self._indent = 0  # of the object that is open, or of the last broken one
         self._clear()
 
     def _clear(self) -> None:
         self._lines: list[str] = []
-        self._start = self._depth = self._indent = self._size = 0
+        self._start = self._depth = self._size = 0
 
     def take(self, number: int, line: str) -> Iterator[Record | Finding]:
         if self._lines and self._begins_anew(line):
@@ -79,9 +80,7 @@ class _RecordReader:
     def abandon(self, fault: Finding) -> Iterator[Finding]:
         """A line could not be read: the object it belongs to is lost."""
         self._skipping = self._skipping or bool(self._lines)
-        indent = self._indent
         self._clear()
-        self._indent = indent
         yield fault
 
     def _begin(self, number: int, line: str) -> Iterator[Record | Finding]:
@@ -89,15 +88,15 @@ class _RecordReader:
         try:
             value = _parse(line)
         except ValueError as error:
-            depth, is_open_string = _balance(line)
-            is_incomplete = isinstance(error, json.JSONDecodeError) and depth > 0 and not is_open_string
-            if is_first and line.lstrip()[0] == "[" and is_incomplete:
+            depth, _ = _balance(line)
+            if not _is_cut_short(error, line):
+                self._skipping, self._indent = depth > 0, _indent(line)
+                yield self._fault(number, line, error)
+            elif is_first and line.lstrip()[0] == "[":
                 yield self._array_file(number)
-            elif is_incomplete:
+            else:
                 self._lines, self._start, self._depth = [line], number, depth
                 self._indent, self._size = _indent(line), len(line)
-            else:
-                yield self._fault(number, line, error)
         else:
             if is_first and isinstance(value, list) and not _are_messages(value):
                 yield self._array_file(number)
@@ -115,22 +114,20 @@ class _RecordReader:
         try:
             yield Record(start, _parse(text))
         except ValueError as error:
-            # What follows up to the next object at this indentation still belongs to the broken one.
-            self._skipping = self._depth > 0
+            # Lines up to the next object at this indentation may still belong to the broken one.
+            self._skipping = True
             yield self._fault(start, text, error)
-        indent = self._indent
         self._clear()
-        self._indent = indent
 
     def _begins_anew(self, line: str) -> bool:
         """Whether a line must be a new object although the one before is still open."""
-        if not line.lstrip().startswith("{"):
+        if not line.lstrip().startswith("{") or _indent(line) > self._indent:
             return False
         last = next(text for text in reversed(self._lines) if text.strip()).rstrip()[-1]
         if last not in "[,:":
             return True
-        if _indent(line) > self._indent:
-            return False
+        if line.strip() == "{":
+            return self._lines[0].strip() != "{"
         try:
             value = _parse(line)
         except ValueError:
@@ -138,15 +135,16 @@ class _RecordReader:
         return isinstance(value, dict) and not value.keys().isdisjoint({"messages", "text"})
 
     def _unclosed(self) -> Finding:
-        finding = self._error(
-            "json",
-            self._start,
-            "the object that begins on this line is never closed",
-            "add the missing ] or }",
-            self._lines[0],
-        )
+        text = "\n".join(self._lines).rstrip()
+        start, first = self._start, self._lines[0]
         self._clear()
-        return finding
+        try:
+            _parse(text)
+        except ValueError as error:
+            if not _is_cut_short(error, text):
+                return self._fault(start, text, error)
+        message = "the object that begins on this line is never closed"
+        return self._error("json", start, message, "add the missing ] or }", first)
 
     def _array_file(self, line: int) -> Finding:
         self.is_array_file = True
@@ -216,6 +214,13 @@ def _balance(line: str) -> tuple[int, bool]:
     bare = _STRING.sub("", line)
     depth = sum(bare.count(char) for char in "{[") - sum(bare.count(char) for char in "}]")
     return depth, '"' in bare
+
+
+def _is_cut_short(error: ValueError, text: str) -> bool:
+    """Whether the JSON is sound as far as it goes and only ends too early, not inside a string."""
+    if not isinstance(error, json.JSONDecodeError) or error.msg.startswith("Unterminated string"):
+        return False
+    return error.pos >= len(text.rstrip()) and _balance(text)[0] > 0
 
 
 def _indent(line: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,12 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     MPLBACKEND="Agg",
     NO_COLOR="1",
+    OMP_NUM_THREADS="1",  # tiny models: more threads only wait for each other
     TOKENIZERS_PARALLELISM="false",
 )
+
+# What several folders of tests build on.
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 settings.register_profile(
     "phinetune", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

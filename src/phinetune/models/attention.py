@@ -57,8 +57,8 @@ def segment_attention(
         if groups > 1:
             k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
         is_plain = softcap is not None or (query.device.type == "cpu" and length < PLAIN_MATH_BELOW)
-        if is_plain and not dropout:
-            out = _plain_attention(q, k, v, scale, window, softcap)
+        if is_plain:
+            out = _plain_attention(q, k, v, scale, window, softcap, dropout)
         else:
             mask = _causal_mask(length, window, q.device) if window else None
             out = scaled_dot_product_attention(
@@ -69,14 +69,21 @@ def segment_attention(
 
 
 def _plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     scores = torch.matmul(q * scale, k.transpose(-1, -2))
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     allowed = _causal_mask(q.shape[2], window, q.device)
     scores = scores.masked_fill(~allowed, -math.inf)
-    return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return torch.matmul(nn.functional.dropout(weights, dropout), v)
 
 
 def _causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:

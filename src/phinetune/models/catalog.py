@@ -15,6 +15,8 @@ from phinetune.base.errors import ModelError
 from phinetune.base.files import sha256_file
 
 DEMO = "demo"
+# Above this size a digest takes long enough to be worth keeping.
+LARGE_BYTES = 100_000_000
 _WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*")
 
 
@@ -58,7 +60,7 @@ def weights_sha256(folder: Path) -> str:
     files = weight_files(folder)
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    is_large = sum(size for _, size, _ in stats) > 100e6
+    is_large = sum(size for _, size, _ in stats) > LARGE_BYTES
     cache = Path.home() / ".cache" / "phinetune" / "weights" / key
     if is_large and cache.is_file():
         return cache.read_text(encoding="utf-8").strip()

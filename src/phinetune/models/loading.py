@@ -155,22 +155,26 @@ def _load(folder: Path, compute: device.Compute) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     logger.addHandler(problems)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
+            trust_remote_code=False,
             dtype=compute.dtype,
             attn_implementation=attention.IMPLEMENTATION,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    # A folder can be wrong in any way, and transformers, safetensors and huggingface_hub each have
+    # errors of their own for it.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             "the model cannot be loaded",
             where=str(folder),
-            why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            why=" ".join(line.strip() for line in lines[:2]),
             do="check that it is a decoder-only language model with whole safetensors files",
-        ) from None
+        ) from error
     finally:
         logger.removeHandler(problems)
         if bar_was_on:

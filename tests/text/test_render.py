@@ -238,7 +238,7 @@ def test_what_the_template_refuses_is_said_in_its_words(tmp_path: Path) -> None:
 
 HOSTILE = {
     "reaches for Python": "{{ messages.__class__.__mro__ }}{{ ''.__class__.__subclasses__() }}",
-    "writes without end": "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxx{% endfor %}{% endfor %}",
+    "writes without end": "{% for i in range(99999) %}{% for j in range(99999) %}xxxx{% endfor %}{% endfor %}",
     "repeats without end": "{{ 'x' * 10000000000 }}",
     "powers": "{{ 9 ** 9 ** 9 }}",
     "changes its input": "{{ messages.append(1) }}",
@@ -330,10 +330,7 @@ def test_trained_tokens_spell_the_answers(answers: list[str]) -> None:
     renderer = demo()
     turns = [turn for answer in answers for turn in (("user", "q"), ("assistant", answer))]
     _, trained = spelt(renderer, renderer.example(made.chat(*turns)))  # type: ignore[arg-type]
-    white_space = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-        map(chr, range(0x2000, 0x200B))
-    )
-    assert trained == "".join(answer.lstrip(white_space) + "<|end|>" for answer in answers)
+    assert trained == "".join(answer.lstrip(WHITE_SPACE) + "<|end|>" for answer in answers)
 
 
 @given(st.lists(st.sampled_from([CHAT, made.chat(("user", "a"), ("assistant", "b"))]), max_size=4))

@@ -51,6 +51,14 @@ OTHER_JINJA = {
     "thinking": _LOOP
     + "{{ '<|im_start|>' + m.role + '\\n' + ('<think></think>' if m.role == 'assistant' else '') + m.content }}"
     + "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    # ends a turn with plain text: a model trained so would never stop
+    "no end": _LOOP
+    + "{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    # puts the day into the header
+    "dated": "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}"
+    + _LOOP
+    + "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' }}{% endfor %}",
     # marks the assistant's text the way training templates do
     "generation tag": _LOOP
     + "{{ '<|im_start|>' + m.role + '\\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
@@ -152,10 +160,14 @@ def write_model(
     return folder
 
 
-def phi_model(folder: Path, name: str, *, strips: bool = True, spec: Any = byte_level) -> Path:
+def phi_model(
+    folder: Path, name: str, *, strips: bool = True, strips_left: bool = False, spec: Any = byte_level
+) -> Path:
     """A model folder with the control tokens and the template of one Phi family."""
     controls = [END_OF_TEXT, *PHI_ROLES, *IM_TOKENS] + (["<|tool|>"] if name == "phi4-mini" else [])
     made = spec(controls, stripping=PHI_ROLES if strips else ())
+    for entry in made["added_tokens"]:
+        entry["lstrip"] = strips_left
     eos = "<|im_end|>" if name == "phi4" else END_OF_TEXT
     return write_model(folder, made, template=PHI_JINJA[name], eos_token=eos, bos_token=END_OF_TEXT)
 

@@ -28,11 +28,15 @@ SPECS = {
 }
 
 
+STRIPS = {"none": (False, False), "right": (True, False), "both": (True, True)}
+
+
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.parametrize("strips", STRIPS)
 @pytest.mark.parametrize("name", made.PHI_JINJA)
-def test_phi_templates_equal_transformers(name: str, strips: bool, spec: str, tmp_path: Path) -> None:
-    folder = made.phi_model(tmp_path, name, strips=strips, spec=SPECS[spec])
+def test_phi_templates_equal_transformers(name: str, strips: str, spec: str, tmp_path: Path) -> None:
+    right, left = STRIPS[strips]
+    folder = made.phi_model(tmp_path, name, strips=right, strips_left=left, spec=SPECS[spec])
     renderer = load_renderer(folder)
     assert renderer.template is not None
     assert renderer.template.name == name

@@ -229,6 +229,18 @@ def test_a_dropped_system_message_is_refused(tmp_path: Path) -> None:
     assert renderer.example(made.chat(("user", "a"), ("assistant", "b"))).num_trained
 
 
+def test_a_template_that_never_ends_a_turn_is_refused(tmp_path: Path) -> None:
+    renderer = load_renderer(made.jinja_model(tmp_path, "no end"))
+    with pytest.raises(DataError, match="no token that ends an answer"):
+        renderer.example(CHAT)
+
+
+def test_the_date_of_a_template_stands_still(tmp_path: Path) -> None:
+    renderer = load_renderer(made.jinja_model(tmp_path, "dated"))
+    first = renderer.example(CHAT).ids.tolist()
+    assert renderer.example(CHAT).ids.tolist() == first
+
+
 def test_what_the_template_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     renderer = load_renderer(made.jinja_model(tmp_path, "brackets"))
     with pytest.raises(DataError) as caught:
@@ -238,7 +250,7 @@ def test_what_the_template_refuses_is_said_in_its_words(tmp_path: Path) -> None:
 
 HOSTILE = {
     "reaches for Python": "{{ messages.__class__.__mro__ }}{{ ''.__class__.__subclasses__() }}",
-    "writes without end": "{% for i in range(99999) %}{% for j in range(99999) %}xxxx{% endfor %}{% endfor %}",
+    "writes without end": "{% for i in range(9999) %}{% for j in range(9999) %}xxxx{% endfor %}{% endfor %}",
     "repeats without end": "{{ 'x' * 10000000000 }}",
     "powers": "{{ 9 ** 9 ** 9 }}",
     "changes its input": "{{ messages.append(1) }}",

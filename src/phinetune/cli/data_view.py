@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from phinetune.text.render import Rendered, Renderer
 
 NUM_SHOWN = 20
+FEW_EXAMPLES = 1000
 _STYLES = {
     "trained": "bold green",
     "untrained": "dim",
@@ -196,6 +198,8 @@ def show_report(report: CheckReport) -> None:
         console.say(f"  and {num_more:,} more; all of them with --json")
     if not report.findings:
         console.say(Text("  no faults", style="green"))
+    if "train" in Path(report.file).name and 0 < report.num_examples < FEW_EXAMPLES:
+        console.say("  few examples: a few thousand are advised for training; a test set may be smaller")
 
 
 def _counts(report: CheckReport) -> Iterator[str]:

@@ -97,6 +97,8 @@ class Renderer:
                 trained = _all_but_first(ids)
             if not trained.any():
                 faults.append(_nothing_trained(example))
+            elif isinstance(example, Conversation) and not self._has_trained_end(ids, trained):
+                faults.append(_no_end(example))
             rendered.append(Rendered(ids=ids, trained=trained, source=example.source))
         if faults:
             raise _joined(faults)
@@ -143,6 +145,9 @@ class Renderer:
                 except DataError as error:
                     faults.append(_at(example, error))
             raise _joined(faults) from None
+
+    def _has_trained_end(self, ids: Ids, trained: Mask) -> bool:
+        return any(self.tokenizer.is_control(id_) for id_ in reversed(ids[trained].tolist()))
 
     def _framed(self, ids: Ids) -> tuple[Ids, Mask]:
         """A document between what the tokenizer puts around it; it ends with the end-of-text token."""
@@ -209,6 +214,15 @@ def _nothing_trained(example: Example) -> DataError:
         where=str(example.source),
         why="no assistant turn with weight 1 has text" if is_chat else "the text has no second token",
         do="add an assistant turn, or delete the row" if is_chat else "delete the row",
+    )
+
+
+def _no_end(example: Example) -> DataError:
+    return DataError(
+        "no token that ends an answer is trained",
+        where=str(example.source),
+        why="the model's chat template ends the assistant's turn with plain text: the model would never stop",
+        do="use an instruct model whose template ends each turn with a control token",
     )
 
 

@@ -72,7 +72,8 @@ def compile_template(source: str, special: Mapping[str, str]) -> Callable[[Dialo
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    # One moment for all chats of a template: a date in the header may not change within a run.
+    environment.globals["strftime_now"] = datetime.now().strftime
     try:
         template = environment.from_string(source)
     except (jinja2.TemplateError, RecursionError) as error:
@@ -112,10 +113,6 @@ def compile_template(source: str, special: Mapping[str, str]) -> Callable[[Dialo
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _tojson(

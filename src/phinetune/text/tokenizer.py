@@ -129,6 +129,7 @@ class TextTokenizer:
         return self._full.id_to_token(int(id_)) or ""
 
     def is_control(self, id_: int) -> bool:
+        """Whether an id belongs to a control token."""
         return id_ in self._control_id_set
 
     def token_bytes(self, id_: int) -> bytes:

@@ -134,8 +134,9 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     """Freeze `model` and put a `LoraLinear` in the place of every targeted linear layer.
 
     Targets are last parts of module names (`qkv_proj`), module paths, or either with `*`.
-    Raises `SettingsError` when a target matches no linear layer.
+    Raises `SettingsError` when a target matches no linear layer, or the model has an adapter already.
     """
+    require_bare(model)
     linears = linear_layers(model)
     targets = settings.target_modules or default_targets(model)
     chosen: dict[str, nn.Module] = {}
@@ -155,6 +156,16 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     adapter = Adapter(layers, settings)
     adapter.reset(seed)
     return adapter
+
+
+def require_bare(model: nn.Module) -> None:
+    """Raise `SettingsError` when the model has an adapter already: two would be one on top of the other."""
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
+        raise SettingsError(
+            "the model already has an adapter",
+            why="a second one would be attached to the layers of the first",
+            do="detach the first adapter, or load the base again",
+        )
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

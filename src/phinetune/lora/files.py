@@ -6,7 +6,10 @@ base and which settings the weights belong to. Knows nothing of runs or training
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, nearest
-from phinetune.lora.attach import Adapter, LoraSettings, attach, linear_layers
+from phinetune.lora.attach import Adapter, LoraSettings, attach, linear_layers, require_bare
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -34,7 +37,16 @@ _UNSUPPORTED = {
     "layer_replication": None,
     "trainable_token_indices": None,
     "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "use_bdlora": None,
+    "use_qalora": False,
+    "velora_config": None,
 }
+# Ways of starting that change the weights of the base, which are not in the adapter's file.
+_CHANGING_STARTS = ("corda", "loftq", "lora_ga", "olora", "pissa")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Mapping[str, str]) -> None:
@@ -67,7 +79,13 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
     }
     tensors = {f"{_PREFIX}{name}.weight": value.contiguous() for name, value in adapter.snapshot().items()}
     header = {"format": "pt", **metadata, "lora_r": str(settings.rank), "lora_alpha": str(settings.alpha)}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata=header)
+    try:
+        save_file(tensors, folder / WEIGHTS_FILE, metadata=header)
+    except SafetensorError as error:
+        # safetensors writes in Rust: a full disk is told in words, not as an OSError.
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / WEIGHTS_FILE)) from error
+        raise
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -84,6 +102,7 @@ def load_adapter(model: nn.Module, folder: Path, *, base_sha256: str = "") -> Ad
     and values are right. Raises `AdapterError` for an unsound folder, `IncompatibleLowRankAdapter`
     for a sound one whose base (by `base_sha256`, names or shapes) is another model.
     """
+    require_bare(model)
     settings = _read_config(folder / CONFIG_FILE)
     weights, metadata = _read_weights(folder / WEIGHTS_FILE)
     recorded = metadata.get("base_sha256", "")
@@ -151,7 +170,12 @@ def _read_config(path: Path) -> LoraSettings:
             do="name a run folder, its adapter/ folder, or another PEFT directory",
         ) from None
     except (OSError, ValueError, AttributeError) as error:
-        raise AdapterError("the adapter's config cannot be read", where=str(path), why=str(error)) from None
+        raise AdapterError(
+            "the adapter's config cannot be read",
+            where=str(path),
+            why=str(error),
+            do="copy the whole adapter folder again",
+        ) from None
     if kind != "LORA":
         raise AdapterError(
             f"the adapter is of type {kind!r}", where=str(path), do="use a LoRA adapter (peft_type LORA)"
@@ -164,17 +188,31 @@ def _read_config(path: Path) -> LoraSettings:
                 why=f"it is {json.dumps(config[key])}; ignoring it would give wrong answers",
                 do="convert it to a plain LoRA adapter with the library that made it",
             )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGING_STARTS):
+        raise AdapterError(
+            f"the adapter was started with '{start}', which is not supported",
+            where=str(path),
+            why="that way of starting changes the base's weights, so the file alone is not the whole adapter",
+            do="convert it to a plain LoRA adapter with the library that made it",
+        )
     try:
-        return LoraSettings(
+        settings = LoraSettings(
             rank=int(config["r"]),
             alpha=float(config["lora_alpha"]),
             dropout=float(config.get("lora_dropout") or 0.0),
             target_modules=_targets(config.get("target_modules")),
         )
+        if not (settings.rank >= 1 and math.isfinite(settings.alpha) and 0 <= settings.dropout < 1):
+            raise ValueError(f"r {config['r']}, alpha {settings.alpha}, dropout {settings.dropout}")
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
-            "the adapter's config lacks a value", where=str(path), why=f"{type(error).__name__}: {error}"
+            "the adapter's config lacks a usable value",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            do="copy the whole adapter folder again",
         ) from None
+    return settings
 
 
 def _targets(value: Any) -> tuple[str, ...] | None:
@@ -209,4 +247,7 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
                     do="use a plain LoRA adapter in PEFT's form",
                 )
             weights[name] = file.get_tensor(key)
-        return weights, dict(file.metadata() or {})
+        metadata = dict(file.metadata() or {})
+    if not weights:
+        raise AdapterError("the adapter holds no weights", where=str(path), do="use an earlier checkpoint")
+    return weights, metadata

@@ -33,7 +33,7 @@ def fit(
     """Fit examples into `seqlen` tokens. `setting` is the name of the limit, for messages.
 
     Raises `DataError` naming the lines when chats are too long and `overlong` is "error", or when
-    cutting would leave a chat without a trained token.
+    cutting would leave a chat without a trained token, and when nothing is left.
     """
     out: list[Rendered] = []
     indices: list[int] = []
@@ -69,6 +69,15 @@ def fit(
             where=setting,
             why=shown + more,
             do=f"write {setting}: {longest}; or overlong: cut, or overlong: drop; or shorten these rows",
+        )
+    if not out:
+        raise DataError(
+            "no example is left",
+            where=setting,
+            why=f"all {num_dropped} are longer than {seqlen} tokens and overlong is 'drop'"
+            if num_dropped
+            else "the data set is empty",
+            do=f"write a larger {setting}, or overlong: cut" if num_dropped else "add examples",
         )
     return Fitted(
         rendered=out, indices=indices, num_cut=num_cut, num_dropped=num_dropped, num_split=num_split

@@ -65,15 +65,23 @@ def sample(lengths: Sequence[int], sampling: Sampling, *, in_file_order: bool = 
     rows = order(len(lengths), seed=sampling.seed, epoch=0)
     sequences = _sequences(rows, lengths, sampling)[: sampling.max_sequences]
     chosen = [row for sequence in sequences for row in sequence]
-    return sorted(chosen) if in_file_order else chosen
+    if not in_file_order:
+        return chosen
+    # In another order the same rows may need a sequence more; then the last chosen stay out.
+    while len(_sequences(sorted(chosen), lengths, sampling)) > sampling.max_sequences:
+        chosen.pop()
+    return sorted(chosen)
 
 
 def epoch_sequences(
     rows: Sequence[int], lengths: Sequence[int], sampling: Sampling, epoch: int
 ) -> list[Rows]:
-    """The sequences of one epoch over the sampled rows, in a new order each epoch."""
-    shuffled = [rows[i] for i in order(len(rows), seed=sampling.seed, epoch=epoch)]
-    return _sequences(shuffled, lengths, sampling)
+    """The sequences of one epoch over the sampled rows, in a new order each epoch.
+
+    Epoch 0 keeps the order they were sampled in, so that it has no more than `max_sequences`.
+    """
+    places = order(len(rows), seed=sampling.seed, epoch=epoch) if epoch else range(len(rows))
+    return _sequences([rows[place] for place in places], lengths, sampling)
 
 
 def file_sequences(rows: Sequence[int], lengths: Sequence[int], sampling: Sampling) -> list[Rows]:

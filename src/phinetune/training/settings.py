@@ -108,7 +108,7 @@ class TrainingSettings(BaseModel):
     model: str = _in("phinetune", "demo", "Base model: demo, a local folder, or a Hugging Face name.")
     lora_r: int = _in("phinetune", 16, "Rank of the adapter.", ge=1, le=1024)
     lora_alpha: float = _in("phinetune", 32.0, "The update is scaled by lora_alpha / lora_r.", gt=0)
-    lora_target_modules: tuple[str, ...] | None = _in(
+    lora_target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = _in(
         "phinetune", None, "Names of the linear layers to adapt; null: all of the model's, by architecture."
     )
     loss_on: Literal["assistant", "all"] = _in(

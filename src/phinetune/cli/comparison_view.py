@@ -16,7 +16,7 @@ from rich.text import Text
 from phinetune.cli import figures
 
 MAX_TEXT = 600
-STYLES = {"better": "green", "worse": "red", "no clear change": "yellow"}
+STYLES = {"better": "green", "worse": "red", "no clear change": "yellow", "too few to tell": "yellow"}
 
 
 def comparison_table(evaluation: Mapping[str, Any]) -> Table:

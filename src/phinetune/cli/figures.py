@@ -59,8 +59,8 @@ def difference_text(metric: str, difference: Mapping[str, Any]) -> str:
     scale = 100.0 if is_share(metric) else 1.0
     numbers = [difference.get(key) for key in ("value", "low", "high")]
     digits = min(_digits(metric, number) for number in numbers)
-    value, low, high = ("-" if n is None else f"{scale * n:+,.{digits}f}" for n in numbers)
-    return f"{value} [{low}, {high}]"
+    value, low, high = ("" if n is None else f"{scale * n:+,.{digits}f}" for n in numbers)
+    return f"{value} [{low}, {high}]" if low and high else value or "-"
 
 
 def _digits(metric: str, value: float | None) -> int:
@@ -71,7 +71,7 @@ def _digits(metric: str, value: float | None) -> int:
 
 
 def verdict(metric: str, difference: Mapping[str, Any]) -> str:
-    """What the interval says in plain words: better, worse, or not clear.
+    """What the interval says in plain words: better, worse, not clear, or no interval.
 
     >>> verdict("loss", {"value": -0.5, "low": -0.6, "high": -0.4})
     'better'
@@ -79,7 +79,9 @@ def verdict(metric: str, difference: Mapping[str, Any]) -> str:
     'no clear change'
     """
     low, high = difference.get("low"), difference.get("high")
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None:
+        return "too few to tell"
+    if low <= 0 <= high:
         return "no clear change"
     return "better" if (high < 0) == (metric in LOWER_IS_BETTER) else "worse"
 

@@ -5,7 +5,7 @@ Knows nothing of training: made-up events look the same. Progress goes to one co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -57,6 +57,8 @@ class RunView:
         finally:
             self._stop_waiting()
             self._close_bar()
+            if isinstance(run, Generator):
+                run.close()  # a run that was declined or interrupted ends now, not at the next clean-up
         return self.summary
 
     def show(self, event: events.Event) -> None:

@@ -7,8 +7,8 @@
 
     # T tokens, I inputs, O outputs, R rank, s = alpha / R
 
-Backward keeps x, u and the dropout mask (one byte per entry) and nothing of size T x O. W is frozen:
-its gradient is never formed. A and B may be float32 over a bfloat16 W; products run in W's type.
+Backward keeps dropout(x), its mask (one byte per entry) and u, and nothing of size T x O: W is frozen, so
+its gradient is never formed and x itself is not needed. A and B may be float32 over a bfloat16 W; products run in W's type.
 Knows nothing of modules, names or files.
 """
 
@@ -65,18 +65,16 @@ class _LoraLinear(torch.autograd.Function):
         u_TR = dropped_TI @ a.t()
         y_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
         y_TO.addmm_(u_TR, b.t(), alpha=scale)
-        # Masking x again in backward is cheaper than keeping it twice.
-        ctx.save_for_backward(x_TI, keep_TI, weight_OI, a, b, u_TR)
+        ctx.save_for_backward(dropped_TI, keep_TI, weight_OI, a, b, u_TR)
         ctx.scale = scale
         return y_TO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, keep_TI, weight_OI, a, b, u_TR = ctx.saved_tensors
+        dropped_TI, keep_TI, weight_OI, a, b, u_TR = ctx.saved_tensors
         du_TR = (dy_TO @ b).mul_(ctx.scale)
         db_OR = (dy_TO.t() @ u_TR).float().mul_(ctx.scale)
-        dropped_TI = x_TI if keep_TI is None else x_TI * keep_TI
         da_RI = (du_TR.t() @ dropped_TI).float()
         dx_TI = None
         if ctx.needs_input_grad[0]:

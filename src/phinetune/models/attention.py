@@ -8,18 +8,24 @@ Knows nothing of examples or adapters.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 IMPLEMENTATION = "segments"
 
-# Below this length plain matrix products beat the CPU's flash kernel (benchmarks/attention_cpu.py).
-PLAIN_MATH_BELOW = 192
+# On a CPU, segments shorter than this are faster by plain matrix products than by the flash kernel.
+PLAIN_MATH_BELOW = 384
+# Rows of queries worked on at once: keys after a block's last row are never multiplied.
+BLOCK_ROWS = 128
 
 
 def segment_attention(
@@ -41,34 +47,48 @@ def segment_attention(
     # B = 1, H query heads, K key-value heads, T tokens of all segments, D head size
     query (1, H, T, D), key and value (1, K, T, D); returns (1, T, H, D), as transformers expects.
     """
-    if segment_lengths is None:
-        segment_lengths = (query.shape[2],)
+    lengths = segment_lengths or (query.shape[2],)
     assert query.shape[0] == 1
     assert attention_mask is None
-    assert sum(segment_lengths) == query.shape[2]
+    assert sum(lengths) == query.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    groups = query.shape[1] // key.shape[1]
+    is_cpu = query.device.type == "cpu"
+    plain_below = 0 if dropout else max(lengths) + 1 if softcap else PLAIN_MATH_BELOW if is_cpu else 0
+    runs = _runs(lengths, plain_below)
+    tokens = [sum(run.lengths) for run in runs]
+    parts = zip(*(tensor.split(tokens, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = []
-    start = 0
-    for length in segment_lengths:
-        q, k, v = (tensor[:, :, start : start + length] for tensor in (query, key, value))
-        start += length
-        window = sliding_window if sliding_window and sliding_window < length else None
-        if groups > 1:
-            k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
-        is_plain = softcap is not None or (query.device.type == "cpu" and length < PLAIN_MATH_BELOW)
-        if is_plain:
-            out = _plain_attention(q, k, v, scale, window, softcap, dropout)
+    for run, (q, k, v) in zip(runs, parts, strict=True):
+        if run.is_plain:
+            shape = _Shape(lengths=run.lengths, scale=scale, window=sliding_window, softcap=softcap)
+            out: Tensor = _PlainAttention.apply(q[0], k[0], v[0], shape)
+            outputs.append(out[None])
         else:
-            mask = _causal_mask(length, window, q.device) if window else None
-            out = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout
-            )
-        outputs.append(out.transpose(1, 2))
+            outputs.append(_fused_attention(q, k, v, scale, sliding_window, softcap, dropout))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
-def _plain_attention(
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring segments that are computed the same way; a long one stands alone."""
+
+    lengths: tuple[int, ...]
+    is_plain: bool
+
+
+@functools.cache
+def _runs(lengths: tuple[int, ...], plain_below: int) -> tuple[_Run, ...]:
+    runs: list[_Run] = []
+    for length in lengths:
+        is_plain = length < plain_below
+        if is_plain and runs and runs[-1].is_plain:
+            runs[-1] = _Run((*runs[-1].lengths, length), True)
+        else:
+            runs.append(_Run((length,), is_plain))
+    return tuple(runs)
+
+
+def _fused_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -77,19 +97,116 @@ def _plain_attention(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    scores = torch.matmul(q * scale, k.transpose(-1, -2))
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    allowed = _causal_mask(q.shape[2], window, q.device)
-    scores = scores.masked_fill(~allowed, -math.inf)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    return torch.matmul(nn.functional.dropout(weights, dropout), v)
+    """PyTorch's kernel on one segment: (1, H, L, D) in, (1, L, H, D) out."""
+    groups, length = q.shape[1] // k.shape[1], q.shape[2]
+    if groups > 1:
+        k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
+    if softcap:  # which the kernel does not know
+        scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
+        scores = scores.masked_fill(_hidden(0, length, 0, window, q.device), -math.inf)
+        shares = torch.dropout(torch.softmax(scores, dim=-1), dropout, train=dropout > 0)
+        return (shares @ v).transpose(1, 2)
+    mask = None
+    if window and window < length:
+        mask = ~_hidden(0, length, 0, window, q.device)
+    out = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout
+    )
+    return out.transpose(1, 2)
 
 
-def _causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """True where a query (row) may see a key: itself and earlier, at most `window` of them."""
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return mask if window is None else mask.triu(1 - window)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    lengths: tuple[int, ...]
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """First key, first row and end of each block of queries, within the batch."""
+        start = 0
+        for length in self.lengths:
+            for row in range(start, start + length, BLOCK_ROWS):
+                first_key = start if self.window is None else max(start, row - self.window + 1)
+                yield first_key, row, min(row + BLOCK_ROWS, start + length)
+            start += length
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Softmax attention by blocks of rows; probabilities are formed again in the backward pass.
+
+    One function for all segments: slicing under autograd would build a gradient of full size for
+    every slice. # g = H / K queries share a key head; N rows of a block, M keys it may see
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, shape: _Shape) -> Tensor:
+        heads, tokens, size = q_HTD.shape
+        out_THD = q_HTD.new_empty(tokens, heads, size)
+        for key, row, end in shape.blocks():
+            p_KgNM, _ = _probabilities(q_HTD, k_KTD, key, row, end, shape)
+            out_THD[row:end] = _flat(_grouped(p_KgNM) @ v_KTD[:, key:end], heads).transpose(0, 1)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
+        ctx.shape = shape
+        return out_THD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q_HTD, k_KTD, v_KTD = ctx.saved_tensors
+        shape: _Shape = ctx.shape
+        kv_heads = k_KTD.shape[0]
+        dq_HTD, dk_KTD, dv_KTD = (torch.zeros_like(tensor) for tensor in (q_HTD, k_KTD, v_KTD))
+        for key, row, end in shape.blocks():
+            p_KgNM, slope = _probabilities(q_HTD, k_KTD, key, row, end, shape)
+            p_KRM = _grouped(p_KgNM)
+            d_out_KRD = d_out_THD[row:end].transpose(0, 1).reshape(kv_heads, -1, q_HTD.shape[2])
+            q_KRD = q_HTD[:, row:end].reshape(kv_heads, -1, q_HTD.shape[2])
+            dv_KTD[:, key:end] += p_KRM.transpose(1, 2) @ d_out_KRD
+            dp_KRM = d_out_KRD @ v_KTD[:, key:end].transpose(1, 2)
+            ds_KRM = torch._softmax_backward_data(dp_KRM, p_KRM, -1, p_KRM.dtype).mul_(shape.scale)
+            if slope is not None:
+                ds_KRM *= _grouped(slope)
+            dq_HTD[:, row:end] = _flat(ds_KRM @ k_KTD[:, key:end], q_HTD.shape[0])
+            dk_KTD[:, key:end] += ds_KRM.transpose(1, 2) @ q_KRD
+        return dq_HTD, dk_KTD, dv_KTD, None
+
+
+def _probabilities(
+    q_HTD: Tensor, k_KTD: Tensor, key: int, row: int, end: int, shape: _Shape
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of rows row..end over keys key..end, and the slope of the soft cap if there is one."""
+    kv_heads, num_rows = k_KTD.shape[0], end - row
+    q_KRD = (q_HTD[:, row:end] * shape.scale).reshape(kv_heads, -1, q_HTD.shape[2])
+    scores = (q_KRD @ k_KTD[:, key:end].transpose(1, 2)).view(kv_heads, -1, num_rows, end - key)
+    slope = None
+    if shape.softcap is not None:
+        squashed = torch.tanh(scores / shape.softcap)
+        scores, slope = squashed * shape.softcap, 1 - squashed**2
+    if shape.window is None:  # only the last, square part of a block holds keys in the future
+        scores[..., row - key :].masked_fill_(_hidden(0, num_rows, 0, None, scores.device), -math.inf)
+    else:
+        scores.masked_fill_(_hidden(row - key, end - key, 0, shape.window, scores.device), -math.inf)
+    return torch.softmax(scores, dim=-1), slope
+
+
+def _grouped(x_KgNM: Tensor) -> Tensor:
+    """(K, g, N, M) as (K, g * N, M), so that one product serves all queries of a key head."""
+    return x_KgNM.flatten(1, 2)
+
+
+def _flat(x_KRD: Tensor, heads: int) -> Tensor:
+    """(K, g * N, D) as (H, N, D)."""
+    return x_KRD.view(heads, -1, x_KRD.shape[2])
+
+
+@functools.lru_cache(maxsize=256)
+def _hidden(first_row: int, end: int, first_key: int, window: int | None, device: torch.device) -> Tensor:
+    """True where row (first_row..end) may not see key (first_key..end): later, or out of the window."""
+    rows = torch.arange(first_row, end, device=device)[:, None]
+    keys = torch.arange(first_key, end, device=device)[None]
+    hidden = keys > rows
+    return hidden if window is None else hidden | (keys <= rows - window)
 
 
 AttentionInterface.register(IMPLEMENTATION, segment_attention)

@@ -48,6 +48,8 @@ def test_exact_match(reference, answer, expected):
         ("+", " + ", 1.0),
         ("the", "an", 0.0),
         ("«Оса»", "оса", 1.0),
+        ("don't", "don’t", 1.0),
+        ('{"k":"x","b":"y"}', '{"k":"x","b":"z"}', 3 / 4),
     ],
 )
 def test_token_f1(reference, answer, expected):

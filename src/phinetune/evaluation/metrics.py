@@ -41,8 +41,9 @@ def exact_match(reference: str, answer: str) -> bool:
 def token_f1(reference: str, answer: str) -> float:
     """Overlap of words as a number from 0 to 1, in the manner of SQuAD.
 
-    Both texts are lower-cased, punctuation and the English words a, an, the are removed, and the rest is
-    split at white space; F1 is the harmonic mean of the shares of shared words, counting repeats. When a
+    Both texts are lower-cased, apostrophes and the English words a, an, the are removed, and the rest is
+    split at white space and punctuation (SQuAD deletes punctuation, which would make compact JSON a single
+    word); F1 is the harmonic mean of the shares of shared words, counting repeats. When a
     side has no words left (an empty text, a lone "+"), it is 1 for an exact match and 0 otherwise. In
     languages written without spaces a whole phrase counts as one word.
 
@@ -57,8 +58,9 @@ def token_f1(reference: str, answer: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    kept = "".join(character for character in text.lower() if not _is_punctuation(character))
-    return [word for word in kept.split() if word not in ARTICLES]
+    bare = text.lower().replace("'", "").replace("\u2019", "")
+    spaced = "".join(" " if _is_punctuation(character) else character for character in bare)
+    return [word for word in spaced.split() if word not in ARTICLES]
 
 
 def _is_punctuation(character: str) -> bool:

@@ -60,8 +60,8 @@ def value_text(metric: str, value: float | None) -> str:
 def change_text(metric: str, value: float | None) -> str:
     """A signed change; shares in percentage points.
 
-    >>> change_text("exact_match", -0.125), change_text("loss", 0.5)
-    ('−12.5', '+0.500')
+    >>> change_text("exact_match", -0.125), change_text("loss", 0.5), change_text("token_f1", 0.0)
+    ('−12.5', '+0.500', '0.0')
     """
     if value is None or not math.isfinite(value):
         return MISSING
@@ -69,7 +69,8 @@ def change_text(metric: str, value: float | None) -> str:
         text = f"{value:+,.3f}" if abs(value) < 100 else f"{value:+,.0f}"
     else:
         text = f"{100 * value:+.1f}"
-    return text.replace("-", MINUS)
+    is_nothing = not text.strip("+-0.,")
+    return text.lstrip("+-") if is_nothing else text.replace("-", MINUS)
 
 
 def interval_text(metric: str, difference: Mapping[str, Any]) -> str:

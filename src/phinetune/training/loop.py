@@ -46,7 +46,9 @@ def start(base: Base, adapter: Adapter, settings: TrainingSettings) -> TrainStat
     """The state before the first step; switches the model to training."""
     base.model.train()
     if settings.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renamed it on the way to version 6; the argument has the same place in both.
+        enable = getattr(base.model, "activation_checkpointing_enable", None)
+        (enable or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
     return TrainState(adapter=adapter, optimizer=make_optimizer(adapter, settings))
 
 

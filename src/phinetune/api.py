@@ -101,10 +101,14 @@ class Model:
 
     def prompt_ids(self, prompt: str | Sequence[Message]) -> list[int]:
         """The tokens that the model sees before its answer."""
+        return self.renderer.prompt(self.messages(prompt), system_prompt=self.system_prompt)
+
+    def messages(self, prompt: str | Sequence[Message]) -> tuple[Message, ...]:
+        """A text or a chat as turns, under the system message of the data where it has none."""
         messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
         if self.data_system_prompt and messages[0].role != "system":
             messages = (Message(role="system", content=self.data_system_prompt), *messages)
-        return self.renderer.prompt(messages, system_prompt=self.system_prompt)
+        return messages
 
     def _side(self, with_adapter: bool) -> contextlib.AbstractContextManager[None]:
         if with_adapter or self.adapter is None:

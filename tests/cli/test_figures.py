@@ -46,5 +46,11 @@ def test_the_headline_is_exact_match_where_answers_can_match() -> None:
     assert headline(evaluation(0.0, 0.9)).startswith("exact match: base 0.0 %, adapter 90.0 %: better")
 
 
+def test_a_headline_without_interval_says_so() -> None:
+    figures = evaluation(0.0, 0.9)
+    figures["difference"]["exact_match"] = {"value": 0.9, "low": None, "high": None}
+    assert headline(figures).endswith("too few test examples to tell whether that is chance")
+
+
 def test_the_headline_is_the_loss_where_they_cannot_even_if_it_is_worse() -> None:
     assert headline(evaluation(0.0, 0.01)).startswith("loss: base 2.000, adapter 2.100: worse")

@@ -92,7 +92,10 @@ def test_compare_answers_given_prompts(run_folder: Path, capsys: pytest.CaptureF
     arguments = ("compare", run_folder, "--prompt", "The cup is red.", "--max-new-tokens", "3", "--json")
     assert run(*arguments) == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
-    assert answer["prompt"] == [{"role": "user", "content": "The cup is red."}]
+    assert answer["prompt"] == [
+        {"role": "system", "content": "Name the colour."},
+        {"role": "user", "content": "The cup is red."},
+    ]
     assert answer["reference"] is None
     model = phinetune.load(run_folder, dtype="float32")
     for side in ("base", "adapter"):

@@ -45,19 +45,19 @@ def compare(
             why="there is nothing to compare the base with",
             do="name a run folder, or a folder with adapter_config.json",
         )
-    asked = [messages for messages, _ in questions]
+    asked = [model.messages(messages) for messages, _ in questions]
     sides = {
         side: model.answers(asked, with_adapter=side == "adapter", max_new_tokens=max_new_tokens)
         for side in ("base", "adapter")
     }
     answers = [
         {
-            "prompt": [{"role": message.role, "content": message.content} for message in messages],
+            "prompt": [{"role": message.role, "content": message.content} for message in asked[index]],
             "reference": reference,
             "base": sides["base"][index],
             "adapter": sides["adapter"][index],
         }
-        for index, (messages, reference) in enumerate(questions)
+        for index, (_, reference) in enumerate(questions)
     ]
     _show(answers, run, as_json=json)
 

@@ -99,10 +99,11 @@ def headline(evaluation: Mapping[str, Any]) -> str:
     if difference is None:
         return ""
     base, adapter = (value_text(metric, evaluation[side].get(metric)) for side in ("base", "adapter"))
-    return (
-        f"{metric_name(metric)}: base {base}, adapter {adapter}: {verdict(metric, difference)} "
-        f"(95 % interval of the difference: {difference_text(metric, difference)})"
-    )
+    figures = f"{metric_name(metric)}: base {base}, adapter {adapter}"
+    if difference.get("low") is None:
+        return f"{figures}: too few test examples to tell whether that is chance"
+    interval = difference_text(metric, difference)
+    return f"{figures}: {verdict(metric, difference)} (95 % interval of the difference: {interval})"
 
 
 def duration_text(seconds: float | None) -> str:

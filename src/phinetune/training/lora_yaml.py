@@ -32,7 +32,16 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Tra
         )
     if path.stat().st_size > MAX_SIZE_BYTES:
         raise SettingsError("lora.yaml is larger than 1 MB", where=str(path), do="keep only settings in it")
-    values, lines = _parse(path.read_text(encoding="utf-8-sig"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            "lora.yaml is not text in UTF-8",
+            where=str(path),
+            why=f"byte {error.start} begins no character",
+            do="save it as UTF-8",
+        ) from None
+    values, lines = _parse(text, str(path))
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     for key, text in (overrides or {}).items():
         values[key] = _parse_value(key, text)
@@ -162,5 +171,13 @@ def _marked(where: str, error: Exception) -> str:
 
 
 def _parse_value(key: str, text: str) -> Any:
-    values, _ = _parse(f"{key}: {text}", f"--set {key}={text}")
-    return values.get(key)
+    where = f"--set {key}={text}"
+    values, _ = _parse(f"{key}: {text}", where)
+    if list(values) != [key]:
+        raise SettingsError(
+            "--set takes one setting and its value",
+            where=where,
+            why=f"read as YAML this sets {', '.join(values) or 'nothing'}",
+            do="put quotes around a text of several lines",
+        )
+    return values[key]

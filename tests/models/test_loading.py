@@ -41,7 +41,7 @@ def test_a_loaded_base_answers_as_the_saved_model(name, tmp_path):
     batch = PackedBatch.lay(random_rows([5, 40, 17]))
     expected = token_scores(tiny_base(name), batch)
     torch.testing.assert_close(token_scores(base, batch).nll_N, expected.nll_N, rtol=1e-6, atol=1e-6)
-    assert base.max_length == 256
+    assert base.max_length == 512
     assert base.vocab_size == 97
     assert base.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 

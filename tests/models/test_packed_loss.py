@@ -8,13 +8,13 @@ from tiny_models import ARCHITECTURES, SHORT_CONTEXT, VOCAB, random_rows, tiny_b
 from torch.nn.functional import cross_entropy
 
 from phinetune.models import loss as loss_module
-from phinetune.models.attention import segment_attention
+from phinetune.models.attention import BLOCK_ROWS, PLAIN_MATH_BELOW, segment_attention
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loss import token_scores, trained_token_loss
 
-# On both sides of the sliding windows (8) and of LongRoPE's short context (32), in one batch; one
-# is long enough for the fused kernel.
-LENGTHS = [5, 40, 17, 200, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, 2]
+# On both sides of the sliding windows (8), of LongRoPE's short context (32), of a block of queries
+# and of the length from which the fused kernel computes: all in one batch.
+LENGTHS = [5, 40, 17, 2 * BLOCK_ROWS + 3, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, PLAIN_MATH_BELOW + 1, 2]
 
 
 def by_transformers(base, rows):
@@ -110,7 +110,7 @@ def test_gradient_of_the_hidden_states_is_autograds(name, rows_per_chunk, monkey
 
 @pytest.mark.parametrize("name", ["phi3", "phi3-window", "phi3.5-longrope", "gemma2", "gpt2"])
 def test_gradient_through_the_whole_model_is_autograds(name):
-    base, rows = tiny_base(name), random_rows([5, 40, 17, 33])
+    base, rows = tiny_base(name), random_rows([5, BLOCK_ROWS + 9, 17, PLAIN_MATH_BELOW, 33])
     weight = next(p for n, p in base.model.named_parameters() if "layers.0" in n or "h.0" in n)
     weight.requires_grad_()
     loss, _ = trained_token_loss(base, PackedBatch.lay(rows))

@@ -38,7 +38,7 @@ _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -112,7 +112,7 @@ def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
             )
         case "gpt2":
             no_dropout = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
-            sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+            sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
             special = {"bos_token_id": 1, "eos_token_id": 2}
             return GPT2Config(**{"vocab_size": VOCAB, **sizes, **no_dropout, **special, **changes})
     raise AssertionError(name)

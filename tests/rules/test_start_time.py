@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,20 +13,23 @@ LIMIT_S = 0.4
 HEAVY = ("torch", "transformers", "matplotlib", "numpy", "huggingface_hub")
 
 
-def best_of_five(arguments: list[str]) -> float:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return min(times)
+def seconds_of(arguments: list[str]) -> tuple[float, float]:
+    """Wall and processor seconds of one fresh Python."""
+    wall, before = time.perf_counter(), os.times()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - wall, used
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import phinetune"], ["-m", "phinetune", "--help"]])
 def test_starting_is_quick(arguments: list[str]) -> None:
-    seconds = best_of_five(arguments)
-    print(f"\n{' '.join(arguments)}: {seconds:.3f} s")
-    assert seconds < LIMIT_S
+    """Best of five. Where other programs hold the processor, its time tells what is ours of the wall's."""
+    runs = [seconds_of(arguments) for _ in range(5)]
+    wall, used = (min(column) for column in zip(*runs, strict=True))
+    print(f"\n{' '.join(arguments)}: {wall:.3f} s, {used:.3f} s of processor time")
+    is_machine_busy = os.name == "posix" and os.getloadavg()[0] > (os.cpu_count() or 1)
+    assert (used if is_machine_busy else wall) < LIMIT_S
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -47,18 +47,16 @@ def test_long_chats_are_refused_by_line_with_the_length_that_would_do():
     with pytest.raises(DataError, match="2 examples are longer than 10 tokens") as caught:
         fitted(CHATS, [11, 10, 25], "error")
     error = caught.value
-    assert error.where == "finetune_train_seqlen"
-    assert "train.json:1: 11 tokens; a cut would lose 1 of 10 trained tokens" in error.why
-    assert "train.json:3: 25 tokens; a cut would lose 15 of 24 trained tokens" in error.why
-    assert "train.json:2" not in error.why
+    assert error.where == "train.json, lines 1, 3"
+    assert error.why == "the longest, line 3, has 25 tokens; a cut would lose 15 of its 24 trained tokens"
     assert "finetune_train_seqlen: 25" in error.do
 
 
 def test_the_list_of_refused_lines_is_short_and_counted():
     with pytest.raises(DataError, match="50 examples") as caught:
         fitted([chat(line) for line in range(1, 51)], [11] * 50, "error")
-    assert "and 30 more" in caught.value.why
-    assert caught.value.why.count("train.json:") == 20
+    assert "and 30 more" in caught.value.where
+    assert caught.value.where.count(",") == 20
 
 
 def test_cutting_keeps_the_beginning_and_counts():
@@ -74,7 +72,7 @@ def test_a_cut_that_would_leave_nothing_to_train_is_refused():
     assert [row.num_trained for row in result.rendered] == [1, 1, 1]
     with pytest.raises(DataError, match="1 example is longer") as caught:
         fitted(CHATS, [10, 10, 25], "cut", trained_from=10)
-    assert "train.json:3" in caught.value.why
+    assert caught.value.where == "train.json, line 3"
 
 
 def test_dropping_leaves_out_and_counts():

@@ -44,6 +44,13 @@ class Warned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Noted(Event):
+    """How a figure came about; no reason to change anything."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned(Event):
     """The plan before any time is spent; `plan` is `training.plan.Plan` as plain values."""
 

@@ -69,6 +69,8 @@ class RunView:
                 self._stage(event)
             case events.Warned():
                 self._warn(event.what, event.propose)
+            case events.Noted():
+                self._progress.print(Text(f"note     {event.what}", style="dim"))
             case events.Planned():
                 self._planned(event)
             case events.Stepped():

@@ -94,7 +94,7 @@ def _check(base: Base, prompts: Sequence[Sequence[int]]) -> None:
 
 def _batches(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
     """Rows to answer together: neighbours in length, as many as the cache budget holds."""
-    border = _rope_border(base.model)
+    border = base.longrope_limit or 0
     bytes_per_token, budget_bytes = _cache_bytes_per_token(base), _cache_budget_bytes(base.device)
     max_rows = MAX_ROWS_GPU if base.device.type == "cuda" else MAX_ROWS_CPU
     batch: list[int] = []
@@ -113,18 +113,6 @@ def _batches(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) 
         batch.append(row)
     if batch:
         yield batch
-
-
-def _rope_border(model: Any) -> int:
-    """The length after which LongRoPE turns every position differently, or 0 for other models.
-
-    The switch follows the longest row of a batch, so rows on both sides of it must not meet.
-    """
-    config = model.config.get_text_config(decoder=True)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return 0
-    return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
 
 
 def _cache_bytes_per_token(base: Base) -> int:
@@ -178,7 +166,7 @@ class _Batch:
         device = base.device
         self._base = base
         self._cache = DynamicCache(config=base.model.config)
-        self._border = _rope_border(base.model)
+        self._border = base.longrope_limit or 0
         # Every id so far; padding is id 0, which the mask hides.
         self._ids_BT = torch.tensor(
             [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device

@@ -7,8 +7,9 @@
 
     # T tokens, I inputs, O outputs, R rank, s = alpha / R
 
-Backward keeps dropout(x), its mask (one byte per entry) and u, and nothing of size T x O: W is frozen, so
-its gradient is never formed and x itself is not needed. A and B may be float32 over a bfloat16 W; products run in W's type.
+Backward keeps dropout(x), its mask (one byte per entry) and u, and nothing of size T x O. W is frozen:
+its gradient is never formed, and x itself is not needed. A and B may be float32 over a bfloat16 W;
+products run in W's type.
 Knows nothing of modules, names or files.
 """
 

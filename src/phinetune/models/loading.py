@@ -59,7 +59,7 @@ class Base:
         one for a whole forward by its longest position. Short and long segments therefore go
         through the model apart, so that each gets the set its own length implies.
         """
-        limit = self._longrope_limit
+        limit = self.longrope_limit
         is_long = [length > limit for length in batch.segment_lengths] if limit else []
         if not any(is_long) or all(is_long):
             return self._forward(batch)
@@ -103,7 +103,8 @@ class Base:
             self.model.set_attn_implementation(attention.IMPLEMENTATION)
 
     @property
-    def _longrope_limit(self) -> int | None:
+    def longrope_limit(self) -> int | None:
+        """The longest segment that a LongRoPE model reads with its short factors; None for other models."""
         rope = getattr(self.model.config, "rope_parameters", None) or {}
         if rope.get("rope_type") != "longrope":
             return None

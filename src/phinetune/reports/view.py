@@ -205,7 +205,7 @@ def _data_rows(data: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 def _warnings(records: Iterable[Mapping[str, Any]], planned: Mapping[str, Any]) -> Iterable[str]:
     """The warnings so far, of a run that has no summary yet."""
     yield from (str(entry["what"]) for entry in _mapping(planned.get("plan")).get("warnings", ()))
-    yield from (str(record["what"]) for record in records if record["event"] == "Warned")
+    yield from (str(record["what"]) for record in records if record["event"] in ("Warned", "Noted"))
 
 
 def _python_base(base: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from phinetune.base.events import Compared, Event, Finished, Stage, Trained, Warned, read_events
+from phinetune.base.events import Compared, Event, Finished, Noted, Stage, Trained, Warned, read_events
 from phinetune.evaluation.compare import Comparison, compare
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
@@ -56,9 +56,12 @@ def prove(
         seconds=time.perf_counter() - began,
     )
     yield compared
-    warnings = [caution.what for caution in prepared.plan.warnings] + list(verdict_warnings(comparison))
-    for what in warnings[len(prepared.plan.warnings) :]:
-        yield Warned(what=what)
+    for note in comparison.notes:
+        yield Noted(what=note)
+    verdicts = list(verdict_warnings(comparison))
+    for verdict in verdicts:
+        yield Warned(what=verdict)
+    warnings = [caution.what for caution in prepared.plan.warnings] + verdicts
     summary = _summary(run, prepared, base, adapter, trained, expected, compared, warnings)
     run.write_json(run.summary, summary)
     run.write_json(run.trainer_state, trainer_state(read_events(run.events)))
@@ -69,7 +72,6 @@ def prove(
 
 def verdict_warnings(comparison: Comparison) -> Iterator[str]:
     """What a reader must not miss in a comparison."""
-    yield from comparison.notes
     loss = comparison.difference["loss"]
     if loss.low is not None and loss.low > 0:
         yield "the adapter is worse than its base on the test set: lower learning_rate, or train less"

@@ -37,7 +37,7 @@ def fit(
     """
     out: list[Rendered] = []
     indices: list[int] = []
-    faults: list[str] = []
+    faults: list[tuple[Rendered, int]] = []
     num_cut = num_dropped = num_split = 0
     for index, (example, row) in enumerate(zip(examples, rendered, strict=True)):
         pieces = [row]
@@ -51,25 +51,13 @@ def fit(
             else:
                 kept = Rendered(ids=row.ids[:seqlen], trained=row.trained[:seqlen], source=row.source)
                 if overlong == "error" or not kept.num_trained:
-                    lost = row.num_trained - kept.num_trained
-                    faults.append(
-                        f"{row.source}: {row.num_tokens} tokens; a cut would lose {lost} of "
-                        f"{row.num_trained} trained tokens"
-                    )
+                    faults.append((row, row.num_trained - kept.num_trained))
                 num_cut += 1
                 pieces = [kept]
         out += pieces
         indices += [index] * len(pieces)
     if faults:
-        longest = max(row.num_tokens for row in rendered)
-        shown = "\n         ".join(faults[:NUM_SHOWN])
-        more = f"\n         and {len(faults) - NUM_SHOWN} more" if len(faults) > NUM_SHOWN else ""
-        raise DataError(
-            f"{len(faults)} example{'s are' if len(faults) > 1 else ' is'} longer than {seqlen} tokens",
-            where=setting,
-            why=shown + more,
-            do=f"write {setting}: {longest}; or overlong: cut, or overlong: drop; or shorten these rows",
-        )
+        raise _too_long(faults, seqlen, setting)
     if not out:
         raise DataError(
             "no example is left",
@@ -81,6 +69,21 @@ def fit(
         )
     return Fitted(
         rendered=out, indices=indices, num_cut=num_cut, num_dropped=num_dropped, num_split=num_split
+    )
+
+
+def _too_long(faults: Sequence[tuple[Rendered, int]], seqlen: int, setting: str) -> DataError:
+    """The refusal: every line while they are few, and what a cut would cost the longest."""
+    longest, lost = max(faults, key=lambda fault: fault[0].num_tokens)
+    lines = ", ".join(str(row.source.line) for row, _ in faults[:NUM_SHOWN])
+    more = f" and {len(faults) - NUM_SHOWN} more" if len(faults) > NUM_SHOWN else ""
+    number = "1 example is" if len(faults) == 1 else f"{len(faults)} examples are"
+    return DataError(
+        f"{number} longer than {seqlen} tokens",
+        where=f"{longest.source.file}, line{'s' if len(faults) > 1 else ''} {lines}{more}",
+        why=f"the longest, line {longest.source.line}, has {longest.num_tokens} tokens; "
+        f"a cut would lose {lost} of its {longest.num_trained} trained tokens",
+        do=f"write {setting}: {longest.num_tokens}; or overlong: cut, or overlong: drop; or shorten them",
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from phinetune.base.errors import DivergedError, SettingsError
-from phinetune.base.events import Event, EventLog, Planned, Saved, SaveDue, Stage, Trained
+from phinetune.base.events import Event, EventLog, Finished, Planned, Saved, SaveDue, Stage, Trained
 from phinetune.base.files import committed_dir, require_free_space
 from phinetune.lora.attach import Adapter, LoraSettings, attach
 from phinetune.lora.files import load_adapter, save_adapter
@@ -66,10 +66,13 @@ def train_run(
         log.append(planned)
         for event in _trained_and_proven(run, prepared, base, adapter, expected):
             log.append(event)
+            if isinstance(event, Finished):
+                # All is done before a caller hears of it, even one that stops listening there.
+                status = "succeeded"
+                run.write_json(run.run_json, {**run_json, "status": status, "ended": time.time()})
             yield event
-        status = "succeeded"
     except (KeyboardInterrupt, GeneratorExit):
-        status = "interrupted"
+        status = "succeeded" if status == "succeeded" else "interrupted"
         raise
     except DivergedError:
         status = "diverged"

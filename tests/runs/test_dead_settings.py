@@ -1,0 +1,157 @@
+"""Every setting of lora.yaml does something: flipping it changes what is named here, in a whole run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_project import write_chats
+
+from phinetune.base.errors import SettingsError
+from phinetune.base.events import Compared, Evaluated, Planned, Saved, Stepped, Trained
+from phinetune.lora.layers import LoraLinear
+from phinetune.runs import proof
+from phinetune.runs.train_run import train_run
+from phinetune.training import validation
+from phinetune.training.settings import TrainingSettings
+
+Overrides = dict[str, str]
+WARM = {"lr_scheduler_type": "linear_with_warmup"}
+VARIED = {"varied_seqlen": "true"}
+EPOCHS = {"num_training_steps": "null", "varied_seqlen": "true"}
+
+# Setting -> the flipped value, the facet of the run that must change, other settings of both runs.
+TABLE: dict[str, tuple[str, str, Overrides]] = {
+    "system_prompt": ("Be brief.", "num_train_tokens", {}),
+    "varied_seqlen": ("true", "num_train_sequences", {}),
+    "finetune_dataset": ("other", "train_sha256", {}),
+    "finetune_train_nsamples": ("1", "num_train_used", {}),
+    "finetune_test_nsamples": ("1", "num_test_used", VARIED),
+    "finetune_train_batch_size": ("2", "step_tokens", {}),
+    "finetune_test_batch_size": ("1", "num_test_batches", VARIED),
+    "finetune_train_seqlen": ("200", "num_train_sequences", {}),
+    "finetune_test_seqlen": ("30", "num_test_sequences", {}),
+    "early_stopping_patience": ("1", "num_steps_done", {"learning_rate": "1.0", "max_grad_norm": "1e6"}),
+    "epochs": ("0.5", "num_steps_done", EPOCHS),
+    "eval_steps": ("2", "evaluated_steps", {"save_steps": "2"}),
+    "save_steps": ("2", "saved_steps", {}),
+    "learning_rate": ("1e-3", "learning_rates", {}),
+    "lr_scheduler_type": ("cosine", "learning_rates", {}),
+    "num_warmup_steps": ("2", "learning_rates", WARM),
+    "seed": ("43", "adapter", {}),
+    "evaluation_strategy": ("no", "evaluated_steps", {}),
+    "lora_dropout": ("0.5", "adapter", {}),
+    "adam_beta1": ("0.5", "adapter", {}),
+    "adam_beta2": ("0.5", "adapter", {}),
+    "adam_epsilon": ("0.1", "adapter", {}),
+    "num_training_steps": ("2", "num_steps_done", {}),
+    "gradient_accumulation_steps": ("2", "step_tokens", {}),
+    "eval_accumulation_steps": ("1", "num_moves_to_cpu", {"finetune_test_batch_size": "1", **VARIED}),
+    "eval_delay": ("3", "evaluated_steps", {}),
+    "weight_decay": ("0.5", "adapter", {}),
+    "max_grad_norm": ("1e-3", "adapter", {}),
+    "gradient_checkpointing": ("true", "num_forwards", {}),
+    "model": ("second", "base_sha256", {}),
+    "lora_r": ("8", "num_parameters", {}),
+    "lora_alpha": ("1", "adapter", {}),
+    "lora_target_modules": ("[o_proj]", "targets", {}),
+    "loss_on": ("all", "num_trained_tokens", {}),
+    "overlong": ("drop", "num_train_used", {"finetune_train_seqlen": "20"}),
+    "device": ("cuda", "refusal", {}),
+    "dtype": ("bfloat16", "dtype", {}),
+    "compare_nsamples": ("1", "num_answers", {}),
+    "compare_max_new_tokens": ("1", "answers", {}),
+}
+
+
+def test_no_setting_is_missing_from_the_table():
+    assert TABLE.keys() == TrainingSettings.model_fields.keys()
+
+
+@pytest.fixture
+def facets_of(
+    new_project: Callable[..., Path], models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Overrides], dict[str, Any]]:
+    project = new_project(overlong="cut")
+    (project / "other").mkdir()
+    for part in ("train", "test"):
+        write_chats(project / "other" / f"{part}.json", ["other", "words"])
+    (project / "second").symlink_to(models[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(proof, "report_html", lambda path: None)
+    monkeypatch.setattr(proof, "loss_plot", lambda events, path: None)
+    counts: dict[str, int] = {}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] = counts.get(name, 0) + 1
+            return function(*args, **kwargs)
+
+        return call
+
+    stack, stacked = torch.stack, []
+    monkeypatch.setattr(validation, "token_scores", counted("scores", validation.token_scores))
+    monkeypatch.setattr(torch, "stack", lambda *args, **kw: stacked.append(1) or stack(*args, **kw))
+    monkeypatch.setattr(LoraLinear, "forward", counted("forwards", LoraLinear.forward))
+
+    def facets(overrides: Overrides) -> dict[str, Any]:
+        counts.clear()
+        stacked.clear()
+        name = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
+        try:
+            events = list(train_run(project, run_name=name, overrides=overrides))
+        except SettingsError as error:
+            return {"refusal": str(error)}
+        of = {
+            kind: [event for event in events if isinstance(event, kind)]
+            for kind in (Planned, Stepped, Evaluated, Saved, Trained, Compared)
+        }
+        run = project / "runs" / name
+        summary = json.loads((run / "summary.json").read_text())
+        plan = of[Planned][0].plan
+        weights = load_file(run / "adapter" / "adapter_model.safetensors")
+        digest = hashlib.sha256(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
+        answers = of[Compared][0].answers
+        return {
+            "refusal": "",
+            "num_train_tokens": plan["train"]["num_tokens"],
+            "num_trained_tokens": plan["train"]["num_trained_tokens"],
+            "num_train_used": plan["train"]["num_used"],
+            "num_test_used": plan["test"]["num_used"],
+            "num_train_sequences": plan["train"]["num_sequences"],
+            "num_test_sequences": plan["test"]["num_sequences"],
+            "targets": [row["target"] for row in plan["coverage"]],
+            "train_sha256": summary["data"]["train"]["sha256"],
+            "base_sha256": summary["base"]["sha256"],
+            "dtype": summary["base"]["dtype"],
+            "num_parameters": summary["adapter"]["parameters"],
+            "step_tokens": [event.num_tokens for event in of[Stepped]],
+            "learning_rates": [event.learning_rate for event in of[Stepped]],
+            "num_steps_done": of[Trained][0].num_steps,
+            "evaluated_steps": [event.step for event in of[Evaluated]],
+            "saved_steps": [event.step for event in of[Saved]],
+            "adapter": digest.hexdigest(),
+            "num_answers": len(answers),
+            "answers": [(answer["base"], answer["adapter"]) for answer in answers],
+            "num_test_batches": counts["scores"],
+            "num_moves_to_cpu": len(stacked) - counts["scores"],
+            "num_forwards": counts["forwards"],
+        }
+
+    return facets
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_flipping_a_setting_changes_the_run(
+    key: str, facets_of: Callable[[Overrides], dict[str, Any]]
+) -> None:
+    flipped, facet, others = TABLE[key]
+    before, after = facets_of(others), facets_of({**others, key: flipped})
+    assert before.get(facet) != after.get(facet)
+    assert before["refusal"] == ""

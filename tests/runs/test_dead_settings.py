@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_project import write_chats
+from tiny_project import project_maker, write_chats
 
 from phinetune.base.errors import SettingsError
 from phinetune.base.events import Compared, Evaluated, Planned, Saved, Stepped, Trained
 from phinetune.lora.layers import LoraLinear
-from phinetune.runs import proof
+from phinetune.runs import prepare, proof
 from phinetune.runs.train_run import train_run
-from phinetune.training import validation
+from phinetune.training import forecast, validation
 from phinetune.training.settings import TrainingSettings
 
 Overrides = dict[str, str]
@@ -74,11 +76,19 @@ def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def facets_of(
-    new_project: Callable[..., Path], models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Overrides], dict[str, Any]]]:
+    """What a run with these overrides was like; a run with the same ones is made once."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        project = project_maker(models, tmp_path_factory.mktemp("settings"))(overlong="cut")
+        yield observed(project, models, monkeypatch)
+
+
+def observed(
+    project: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Overrides], dict[str, Any]]:
-    project = new_project(overlong="cut")
     (project / "other").mkdir()
     for part in ("train", "test"):
         write_chats(project / "other" / f"{part}.json", ["other", "words"])
@@ -86,7 +96,12 @@ def facets_of(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(proof, "report_html", lambda path: None)
     monkeypatch.setattr(proof, "loss_plot", lambda events, path: None)
+    # Many short runs: what costs time and has no part in the question is left out or kept.
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(forecast, "_seconds_per_token", lambda *args: (1e-4, 1e-4))
+    monkeypatch.setattr(prepare, "load_renderer", functools.cache(prepare.load_renderer))
     counts: dict[str, int] = {}
+    known: dict[str, dict[str, Any]] = {}
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -101,9 +116,14 @@ def facets_of(
     monkeypatch.setattr(LoraLinear, "forward", counted("forwards", LoraLinear.forward))
 
     def facets(overrides: Overrides) -> dict[str, Any]:
+        name = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:12]
+        if name not in known:
+            known[name] = run_with(name, overrides)
+        return known[name]
+
+    def run_with(name: str, overrides: Overrides) -> dict[str, Any]:
         counts.clear()
         stacked.clear()
-        name = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
         try:
             events = list(train_run(project, run_name=name, overrides=overrides))
         except SettingsError as error:

@@ -156,7 +156,7 @@ class _PlainAttention(torch.autograd.Function):
         q_HTD, k_KTD, v_KTD = ctx.saved_tensors
         shape: _Shape = ctx.shape
         kv_heads = k_KTD.shape[0]
-        dq_HTD, dk_KTD, dv_KTD = (torch.zeros_like(tensor) for tensor in (q_HTD, k_KTD, v_KTD))
+        dq_HTD, dk_KTD, dv_KTD = torch.empty_like(q_HTD), torch.zeros_like(k_KTD), torch.zeros_like(v_KTD)
         for key, row, end in shape.blocks():
             p_KgNM, slope = _probabilities(q_HTD, k_KTD, key, row, end, shape)
             p_KRM = _grouped(p_KgNM)

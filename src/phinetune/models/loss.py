@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.loading import Base
 
-# Logits of one chunk: 16 M entries is 64 MB in float32. Larger chunks were not faster.
-CHUNK_ENTRIES = 1 << 24
+# Logits of one chunk: 4 M entries is 16 MB in float32. Larger chunks were not faster.
+CHUNK_ENTRIES = 1 << 22
 
 
 def trained_token_loss(base: Base, batch: PackedBatch) -> tuple[Tensor, int]:
@@ -45,10 +45,10 @@ class _SummedLoss(torch.autograd.Function):
         for span in _spans(len(targets_N), base.vocab_size):
             hidden, targets = hidden_NH[span], targets_N[span]
             logits = base.head_logits(hidden).float()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            total += (normaliser.squeeze(1) - logits.gather(1, targets[:, None]).squeeze(1)).sum()
             squash = 1 - (logits / base.logit_softcap) ** 2 if base.logit_softcap else None
-            d_logits = logits.sub_(normaliser).exp_()
+            log_p = torch.log_softmax(logits, dim=-1)
+            total -= log_p.gather(1, targets[:, None]).sum()
+            d_logits = log_p.exp_()
             d_logits[torch.arange(len(targets), device=targets.device), targets] -= 1
             if squash is not None:
                 d_logits *= squash

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,39 +25,43 @@ from demo_text.corpora import SOURCES, common_words
 from demo_text.rendering import Renderer, as_array
 from demo_train import checkpoint
 from demo_train.batches import FixedStream, FreshStream, Mixer, RandomRepeats, Stream, Tokens
+from demo_train.copying_start import set_copying_start
 from demo_train.model import IGNORED, build, config, generation_config, loss_sum
 from demo_train.muon import Muon
 from demo_train.probes import Probe
+from demo_train.workers import Group, joined, start
 from safetensors.torch import save_file
 from torch.optim import AdamW, Optimizer
 from transformers import Phi3ForCausalLM
 
 TOKENIZER = Path(__file__).parent.parent / "src" / "phinetune" / "models" / "demo"
 LENGTH = 512
-MICRO_ROWS = 8
-MICRO_BATCHES = 2
-WARM_UP_STEPS = 60
-MUON_LR = 0.01
-ADAMW_LR = 4e-3
-COPY_FIRST_TOKENS = 4_000_000
+MICRO_ROWS = 4
+WARM_UP_STEPS = 100
+BASE_LR = {"muon": 3e-3, "adamw": 2e-3}
+NOT_YET_COPYING = {"random": 45.0, "repetition": 30.0, "skills": 13.0}
+COPYING = {"random": 2.0, "repetition": 8.0, "skills": 40.0}
+COPIES_FROM = 0.8  # accuracy per token on repeating unseen words
+PROBE_STEPS = 200
 CHUNK_TOKENS = 400_000
 CONTROL_IDS = 6
+SEEDS_PER_WORKER = 400_000
 
 
-def mix(tokens_seen: int) -> dict[str, float]:
-    """Share of each stream, in percent: much repetition at first, then real text and skills."""
-    early = tokens_seen < COPY_FIRST_TOKENS
-    generated = (
-        {"random": 12.0, "repetition": 28.0, "skills": 12.0}
-        if early
-        else {"random": 2.0, "repetition": 5.0, "skills": 30.0}
-    )
+def mix(copies: bool) -> dict[str, float]:
+    """Share of each stream in the rows, in percent: mostly repetition until the model copies unseen words.
+
+    A row of generated text has far fewer tokens that count in the loss than a row of real text.
+    """
+    generated = COPYING if copies else NOT_YET_COPYING
     left = 100.0 - sum(generated.values())
     total = sum(source.weight for source in SOURCES)
     return generated | {source.name: left * source.weight / total for source in SOURCES}
 
 
-def make_streams(state: Path, data: Path, renderer: Renderer, seeds: dict[str, int]) -> dict[str, Stream]:
+def make_streams(
+    state: Path, data: Path, renderer: Renderer, seeds: dict[str, int], rank: int
+) -> dict[str, Stream]:
     """Corpora from their token files (written on first use) and the generators."""
     streams: dict[str, Stream] = {"random": RandomRepeats(CONTROL_IDS, renderer.vocab_size)}
     for source in SOURCES:
@@ -75,7 +79,7 @@ def make_streams(state: Path, data: Path, renderer: Renderer, seeds: dict[str, i
         def make(seed: int, table: dict[skills.Generator, float] = table) -> Tokens:
             return as_array(renderer.render(skills.documents(table, seed, real)), limit=CHUNK_TOKENS)
 
-        streams[name] = FreshStream(make, seeds.get(name, 1_000_000 * (offset + 1)))
+        streams[name] = FreshStream(make, seeds.get(name, 1_000_000 * (offset + 1) + SEEDS_PER_WORKER * rank))
     return streams
 
 
@@ -101,8 +105,8 @@ def make_optimisers(model: Phi3ForCausalLM) -> dict[str, Optimizer]:
         else:
             others.append(weight)
     return {
-        "muon": Muon(hidden, lr=MUON_LR),
-        "adamw": AdamW(others, lr=ADAMW_LR, betas=(0.9, 0.95), weight_decay=0.01),
+        "muon": Muon(hidden, lr=BASE_LR["muon"]),
+        "adamw": AdamW(others, lr=BASE_LR["adamw"], betas=(0.9, 0.95), weight_decay=0.01),
     }
 
 
@@ -136,57 +140,82 @@ class Schedule:
         return warm * max(0.0, (self._finish_at - now) / max(self._finish_at - self._cooling_from, 1.0))
 
 
-def train(state: Path, data: Path, finish_at: float, cool_down_share: float, compiled: bool) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One stretch of training; picklable, so that each worker process gets it."""
+
+    state: Path
+    data: Path
+    finish_at: float
+    cool_down_share: float
+    workers: int
+
+    def __call__(self, rank: int) -> None:
+        """Train as worker `rank`."""
+        torch.set_num_threads(1)
+        with joined(rank, self.workers, self.state.absolute() / "meeting-point") as group:
+            train(self, group)
+
+
+def train(job: Job, group: Group) -> None:
     """Run until the schedule ends; a checkpoint every few minutes and at the end."""
     renderer = Renderer(TOKENIZER / "tokenizer.json")
     model = build(config(renderer.vocab_size, renderer.end_of_text, renderer.pad))
+    set_copying_start(model, [renderer.decode([i]) for i in range(renderer.vocab_size)])
     optimisers = make_optimisers(model)
-    progress = checkpoint.load(state, model, optimisers)
-    mixer = Mixer(
-        make_streams(state, data, renderer, progress.seeds), np.random.default_rng([progress.step, 5])
-    )
-    probe = Probe(renderer, held_out(data, renderer))
-    schedule = Schedule(finish_at, cool_down_share, state)
-    step_loss = torch.compile(loss_sum) if compiled else loss_sum
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {progress.step}", flush=True)
-    clock, losses, since = time.time(), [], 0
-    base_lr = {"muon": MUON_LR, "adamw": ADAMW_LR}
-    while (factor := schedule.factor(progress.step)) > 0:
-        weights = mix(progress.tokens)
-        total = 0.0
-        micro = [mixer.rows(MICRO_ROWS, LENGTH, weights) for _ in range(MICRO_BATCHES)]
-        counted = sum(int((targets != IGNORED).sum()) for _, targets, _ in micro)
-        for ids, targets, drawn in micro:
-            loss = step_loss(model, ids, targets) / counted
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-            for name, rows in drawn.items():
-                progress.rows[name] = progress.rows.get(name, 0) + rows
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for kind, optimiser in optimisers.items():
-            for group in optimiser.param_groups:
-                group["lr"] = base_lr[kind] * factor
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+    progress = checkpoint.load(job.state, model, optimisers)
+    muon = optimisers["muon"]
+    assert isinstance(muon, Muon)
+    muon.owned = (group.rank, group.size)
+    seeds = {name: seed + SEEDS_PER_WORKER * group.rank for name, seed in progress.seeds.items()}
+    rng = np.random.default_rng([progress.step, 5, group.rank])
+    mixer = Mixer(make_streams(job.state, job.data, renderer, seeds, group.rank), rng)
+    probe = Probe(renderer, held_out(job.data, renderer)) if group.leads else None
+    schedule = Schedule(job.finish_at, job.cool_down_share, job.state)
+    step_loss = torch.compile(loss_sum)
+    weights = list(model.parameters())
+    if group.leads:
+        print(f"{sum(p.numel() for p in weights):,} parameters, from step {progress.step}", flush=True)
+    copies = group.agree(progress.copying()) >= COPIES_FROM
+    clock, losses = time.time(), list[float]()
+    while (factor := group.agree(schedule.factor(progress.step))) > 0:
+        ids, targets, drawn = mixer.rows(MICRO_ROWS, LENGTH, mix(copies))
+        loss = step_loss(model, ids, targets)
+        loss.backward()
+        sums = torch.tensor([loss.item(), float((targets != IGNORED).sum())])
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        group.add_up([sums, *gradients])
+        for gradient in gradients:
+            gradient.div_(sums[1])
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        _update(optimisers, factor)
+        group.share([weight for g in muon.param_groups for weight in g["params"]])
         progress.step += 1
-        tokens = MICRO_ROWS * MICRO_BATCHES * LENGTH
-        progress.tokens += tokens
-        since += tokens
-        losses.append(total)
-        if progress.step % 50 == 0:
-            speed = since / (time.time() - clock)
-            now = datetime.now().strftime("%H:%M:%S")
+        progress.tokens += group.size * MICRO_ROWS * LENGTH
+        for name, rows in drawn.items():
+            progress.rows[name] = progress.rows.get(name, 0) + rows * group.size
+        losses.append(float(sums[0] / sums[1]))
+        if progress.step % 50 == 0 and group.leads:
+            speed = len(losses) * group.size * MICRO_ROWS * LENGTH / (time.time() - clock)
             print(
-                f"{now} step {progress.step} tokens {progress.tokens:,} loss {np.mean(losses):.3f} "
-                f"lr x{factor:.2f} {speed:,.0f} tok/s",
+                f"{datetime.now():%H:%M:%S} step {progress.step} tokens {progress.tokens:,} "
+                f"loss {np.mean(losses):.3f} lr x{factor:.2f} {speed:,.0f} tok/s",
                 flush=True,
             )
-            clock, losses, since = time.time(), [], 0
-        if progress.step % 250 == 0:
-            _measure_and_save(state, model, optimisers, progress, probe, mixer)
+            clock, losses = time.time(), []
+        if progress.step % PROBE_STEPS == 0:
+            _measure_and_save(job.state, model, optimisers, progress, probe, mixer, group)
+            copies = copies or group.agree(progress.copying()) >= COPIES_FROM
             clock = time.time()
-    _measure_and_save(state, model, optimisers, progress, probe, mixer)
-    print("finished", flush=True)
+    _measure_and_save(job.state, model, optimisers, progress, probe, mixer, group)
+
+
+def _update(optimisers: dict[str, Optimizer], factor: float) -> None:
+    for kind, optimiser in optimisers.items():
+        for settings in optimiser.param_groups:
+            settings["lr"] = BASE_LR[kind] * factor
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
 
 
 def _measure_and_save(
@@ -194,9 +223,18 @@ def _measure_and_save(
     model: Phi3ForCausalLM,
     optimisers: dict[str, Optimizer],
     progress: checkpoint.Progress,
-    probe: Probe,
+    probe: Probe | None,
     mixer: Mixer,
+    group: Group,
 ) -> None:
+    """Every process takes part in gathering the momenta; the leading one measures and writes."""
+    muon = optimisers["muon"]
+    matrices = [weight for g in muon.param_groups for weight in g["params"]]
+    for weight in matrices:
+        muon.state[weight].setdefault("momentum", torch.zeros_like(weight))
+    group.share([muon.state[weight]["momentum"] for weight in matrices])
+    if probe is None:
+        return
     result = probe.run(model)
     progress.probes.append({"step": progress.step, "tokens": progress.tokens, **asdict(result)})
     progress.seeds = {name: s.next_seed for name, s in mixer.streams.items() if isinstance(s, FreshStream)}
@@ -214,6 +252,7 @@ def export(state: Path, out: Path) -> None:
         name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.named_parameters()
     }
     save_file(weights, out / "model.safetensors.part", metadata={"format": "pt"})
+    (out / "model.safetensors.part").chmod(0o644)
     os.replace(out / "model.safetensors.part", out / "model.safetensors")
     model.config.architectures = ["Phi3ForCausalLM"]
     model.config.dtype = torch.bfloat16
@@ -232,7 +271,7 @@ def main() -> None:
     parser.add_argument(
         "--cool-down-share", type=float, default=0.3, help="share of this stretch spent cooling down"
     )
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write the newest checkpoint's weights and leave"
     )
@@ -242,14 +281,15 @@ def main() -> None:
         return
     if not args.finish_at or "PHINETUNE_DATA" not in os.environ:
         parser.error("training needs --finish-at and the environment variable PHINETUNE_DATA")
-    torch.set_num_threads(2)
-    train(
-        args.state,
-        Path(os.environ["PHINETUNE_DATA"]),
-        deadline(args.finish_at),
-        args.cool_down_share,
-        not args.no_compile,
+    job = Job(
+        state=args.state,
+        data=Path(os.environ["PHINETUNE_DATA"]),
+        finish_at=deadline(args.finish_at),
+        cool_down_share=args.cool_down_share,
+        workers=args.workers,
     )
+    start(args.workers, args.state.absolute() / "meeting-point", job)
+    print("finished", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class FreshStream:
 
 @dataclass(slots=True)
 class RandomRepeats:
-    """Rows of uniformly random ids in which a block comes back two to six times; only repeats are learnt."""
+    """Rows of uniformly random ids in which a block, mostly short, comes back; only repeats are learnt."""
 
     low: int
     high: int
@@ -65,8 +65,8 @@ class RandomRepeats:
         parts: list[NDArray[np.uint16]] = []
         size = 0
         while size < length:
-            block = rng.integers(self.low, self.high, size=int(rng.integers(3, 90))).astype(np.uint16)
-            times = int(rng.integers(2, 6))
+            block = rng.integers(self.low, self.high, size=int(2 ** rng.uniform(1, 6.2))).astype(np.uint16)
+            times = int(rng.integers(2, 5))
             parts += [block | np.uint16(NO_LOSS), *([block] * (times - 1))]
             size += len(block) * times
         return np.concatenate(parts)[:length]

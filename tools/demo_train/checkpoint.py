@@ -24,6 +24,10 @@ class Progress:
     seeds: dict[str, int] = field(default_factory=dict)
     probes: list[dict[str, float]] = field(default_factory=list)
 
+    def copying(self) -> float:
+        """Best accuracy per token so far on repeating unseen words."""
+        return max((probe["repeat_tokens"] for probe in self.probes), default=0.0)
+
 
 def save(folder: Path, model: Phi3ForCausalLM, optimisers: dict[str, Optimizer], progress: Progress) -> None:
     """Write beside and rename, so a broken write leaves the older checkpoint whole."""

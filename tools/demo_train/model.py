@@ -35,9 +35,7 @@ def config(vocab_size: int, end_of_text: int, pad: int) -> Phi3Config:
 
 def generation_config(end_of_text: int, end: int, pad: int) -> GenerationConfig:
     """Generation ends at `<|end|>` or `<|endoftext|>`."""
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=end_of_text, eos_token_id=[end, end_of_text], pad_token_id=pad
-    )
+    return GenerationConfig(bos_token_id=end_of_text, eos_token_id=[end, end_of_text], pad_token_id=pad)
 
 
 def build(cfg: Phi3Config, seed: int = 0) -> Phi3ForCausalLM:

@@ -32,12 +32,14 @@ def orthogonalised(matrix_OI: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """`params` are (weight, parts) pairs; the update of each part has RMS 0.2, as AdamW's typically has."""
 
+    owned: tuple[int, int] = (0, 1)  # updates matrices i with i % owned[1] == owned[0] only
+
     def __init__(
         self,
         params: Iterable[tuple[Tensor, int]],
         lr: float,
         momentum: float = 0.95,
-        weight_decay: float = 0.05,
+        weight_decay: float = 0.1,
     ):
         pairs = list(params)
         self._parts = {id(weight): parts for weight, parts in pairs}
@@ -49,7 +51,9 @@ class Muon(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update from the gradients in place."""
         for group in self.param_groups:
-            for weight in group["params"]:
+            for index, weight in enumerate(group["params"]):
+                if index % self.owned[1] != self.owned[0]:
+                    continue
                 state = self.state[weight]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(weight)

@@ -45,7 +45,8 @@ def check(
         first = shlex.quote(str(files[0]))
         if is_sound:
             console.next_commands(
-                f"phinetune data preview {first} --model demo", f"phinetune new my-project --train {first}"
+                f"phinetune data preview {first} --model demo",
+                f"phinetune new my-project --model demo --train {first} --test ...",
             )
         else:
             console.next_commands(f"phinetune data check {shlex.join(map(str, files))}")
@@ -88,7 +89,7 @@ def preview(
         return
     show_preview(shown, seqlen=seqlen, with_ids=ids)
     options = shlex.join(["--train", str(file), "--model", model])
-    console.next_commands(f"phinetune new my-project {options}")
+    console.next_commands(f"phinetune new my-project {options} --test ...")
 
 
 def _model_folder(name: str) -> Path:

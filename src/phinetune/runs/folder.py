@@ -124,12 +124,18 @@ def find_run(place: Path) -> RunFolder:
     for candidate in (place, place.parent):
         if (candidate / "run.json").is_file():
             return RunFolder(candidate.resolve())
-    runs = sorted(path.parent for path in (place / "runs").glob("*/run.json"))
+    runs = [path.parent for path in (place / "runs").glob("*/run.json")]
     if runs:
-        return RunFolder(runs[-1].resolve())
+        return RunFolder(max(runs, key=_started).resolve())
     raise UserError(
         "there is no run here",
         where=str(place),
         why="neither run.json nor runs/ is in it",
         do="name a run folder, or a project that has been trained",
     )
+
+
+def _started(run: Path) -> tuple[float, str]:
+    """When a run began, by its record; a run may have any name."""
+    started = json.loads((run / "run.json").read_text(encoding="utf-8")).get("started", 0.0)
+    return float(started), run.name

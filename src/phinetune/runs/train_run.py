@@ -18,6 +18,7 @@ from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.folder import RunFolder, checked_run_path, create_run
 from phinetune.runs.prepare import Prepared, prepare
+from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.proof import prove
 from phinetune.runs.record import adapter_metadata, base_values, data_values, machine, plan_values
 from phinetune.text.render import Renderer
@@ -25,8 +26,6 @@ from phinetune.training.forecast import Forecast, forecast
 from phinetune.training.loop import TrainState, start, train
 from phinetune.training.lora_yaml import load_settings
 from phinetune.training.settings import TrainingSettings
-
-SETTINGS_FILE = Path("lora") / "lora.yaml"
 
 
 def train_run(

@@ -182,12 +182,15 @@ def _warnings(
                 propose="add examples, or expect a small effect",
             )
         )
+    shorter = max(64, settings.finetune_train_seqlen // 4)
     if steps_per_epoch < 8 and settings.effective_batch_size > 1:
         found.append(
             Caution(
                 what=f"only {steps_per_epoch} step{'s' if steps_per_epoch > 1 else ''} per epoch: "
                 "packing puts many examples into one step",
-                propose=f"finetune_train_seqlen: {max(64, settings.finetune_train_seqlen // 4)}",
+                propose=f"finetune_train_seqlen: {shorter}"
+                if shorter < settings.finetune_train_seqlen
+                else "a smaller batch: finetune_train_batch_size: 1, gradient_accumulation_steps: 1",
             )
         )
     return found

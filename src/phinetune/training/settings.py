@@ -50,10 +50,10 @@ class TrainingSettings(BaseModel):
     finetune_train_batch_size: int = _in("data", 4, "Sequences per training step and accumulation.", ge=1)
     finetune_test_batch_size: int = _in("data", 8, "Sequences per evaluation batch.", ge=1)
     finetune_train_seqlen: int = _in(
-        "data", 2048, "Most tokens per training sequence; longer examples are cut, and reported.", ge=8
+        "data", 2048, "Most tokens per training sequence; for longer examples see overlong.", ge=8
     )
     finetune_test_seqlen: int = _in(
-        "data", 2048, "Most tokens per test sequence; longer examples are cut, and reported.", ge=8
+        "data", 2048, "Most tokens per test sequence; for longer examples see overlong.", ge=8
     )
 
     early_stopping_patience: int = _in(

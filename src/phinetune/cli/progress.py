@@ -31,6 +31,10 @@ class CountBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
         self._bar.stop()
 
     def show(self, done: int, total: int) -> None:

@@ -17,6 +17,7 @@ from phinetune.base import events
 from phinetune.cli import figures
 from phinetune.cli.comparison_view import answers_view, comparison_table
 from phinetune.cli.plan_view import plan_view, warnings_of
+from phinetune.cli.progress import CountBar
 
 # A line this often when nobody watches a bar: a tenth of the run, or this many seconds.
 PLAIN_SHARE, PLAIN_SECONDS = 10, 30.0
@@ -41,6 +42,7 @@ class RunView:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._waiting: Status | None = None
+        self._counted: CountBar | None = None
         self._plain_step, self._plain_time = 0, 0.0
         self._rate = _Rate()
         self._test_loss: float | None = None
@@ -85,6 +87,13 @@ class RunView:
                 self._compared(event)
             case events.Finished():
                 self.summary = event.summary
+
+    def comparing(self, done: int, total: int) -> None:
+        """How far the comparison is; it has no events of its own."""
+        self._stop_waiting()
+        if self._counted is None:
+            self._counted = CountBar(self._progress, "compare")
+        self._counted.show(done, total)
 
     def _stage(self, event: events.Stage) -> None:
         self._close_bar()
@@ -192,6 +201,9 @@ class RunView:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._counted is not None:
+            self._counted.stop()
+            self._counted = None
 
 
 class _Rate:

@@ -73,7 +73,9 @@ def show_run(
         console.err(), None if json else console.out(), **({"confirm": confirm} if confirm else {})
     )
     try:
-        summary = view.follow(train_run(project, run_name=run_name, overrides=overrides))
+        summary = view.follow(
+            train_run(project, run_name=run_name, overrides=overrides, on_progress=view.comparing)
+        )
     except Declined:
         console.note("not started")
         console.stop(console.DONE)

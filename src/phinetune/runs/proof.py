@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from phinetune.base.events import Compared, Event, Finished, Noted, Stage, Trained, Warned, read_events
-from phinetune.evaluation.compare import Comparison, compare
+from phinetune.evaluation.compare import Comparison, Progress, compare
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
 from phinetune.models.memory import peak_bytes
@@ -31,6 +31,7 @@ def prove(
     adapter: Adapter,
     trained: Trained,
     expected: Forecast,
+    on_progress: Progress | None = None,
 ) -> Iterator[Event]:
     """Compare, then write summary.json, trainer_state.json, the plot and the report."""
     settings = prepared.settings
@@ -49,6 +50,7 @@ def prove(
         seed=settings.seed,
         system_prompt=settings.system_prompt,
         loss_on=settings.loss_on,
+        on_progress=on_progress,
     )
     compared = Compared(
         evaluation=comparison.evaluation(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from phinetune.base.errors import DivergedError, SettingsError
 from phinetune.base.events import Event, EventLog, Finished, Planned, Saved, SaveDue, Stage, Trained
 from phinetune.base.files import committed_dir, require_free_space
+from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter, LoraSettings, attach
 from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.models.loading import Base, load_base
@@ -29,9 +30,15 @@ from phinetune.training.settings import TrainingSettings
 
 
 def train_run(
-    project: Path, *, run_name: str | None = None, overrides: Mapping[str, str] | None = None
+    project: Path,
+    *,
+    run_name: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    on_progress: Progress | None = None,
 ) -> Iterator[Event]:
     """Train a project's adapter and compare it with its base; the last event is `Finished`.
+
+    `on_progress(done, total)` counts examples while base and adapter are compared.
 
     Raises `UserError` before any folder is made when the input is wrong, `DivergedError` when the
     loss stops being finite. Closing the generator ends the run; its last checkpoint stays.
@@ -63,7 +70,7 @@ def train_run(
     status = "failed"
     try:
         log.append(planned)
-        for event in _trained_and_proven(run, prepared, base, adapter, expected):
+        for event in _trained_and_proven(run, prepared, base, adapter, expected, on_progress):
             log.append(event)
             if isinstance(event, Finished):
                 # All is done before a caller hears of it, even one that stops listening there.
@@ -110,7 +117,12 @@ def _check_lengths(settings: TrainingSettings, base: Base, renderer: Renderer) -
 
 
 def _trained_and_proven(
-    run: RunFolder, prepared: Prepared, base: Base, adapter: Adapter, expected: Forecast
+    run: RunFolder,
+    prepared: Prepared,
+    base: Base,
+    adapter: Adapter,
+    expected: Forecast,
+    on_progress: Progress | None,
 ) -> Iterator[Event]:
     settings, plan = prepared.settings, prepared.plan
     yield Stage(name="train", detail=f"{plan.num_steps} steps")
@@ -128,7 +140,7 @@ def _trained_and_proven(
     # What counts is the adapter on disk: the proof is made with it, not with what is in memory.
     adapter.detach(base.model)
     adapter = load_adapter(base.model, run.adapter, base_sha256=base.sha256)
-    yield from prove(run, prepared, base, adapter, trained, expected)
+    yield from prove(run, prepared, base, adapter, trained, expected, on_progress)
 
 
 def _save(run: RunFolder, prepared: Prepared, base: Base, state: TrainState) -> Saved:

@@ -20,6 +20,7 @@ from phinetune.runs import train_run as road
 from phinetune.runs.folder import RunFolder
 from phinetune.runs.train_run import train_run
 from phinetune.training import loop
+from phinetune.training.validation import Validation
 
 SUMMARY_KEYS = {
     "run_id", "status", "stopped_because", "base", "adapter", "data", "steps", "best_step", "seconds",
@@ -121,6 +122,28 @@ def test_the_same_seed_gives_the_same_bytes(project):
     a, b, c = (load_file(run_of(project, n).adapter / "adapter_model.safetensors") for n in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not any(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_saving_the_best_does_not_turn_training_back(project, monkeypatch):
+    list(train_run(project, run_name="better"))
+    losses = iter([9.0, 5.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr(
+        loop,
+        "validate",
+        lambda *args: Validation(loss=next(losses), token_accuracy=0.0, num_trained_tokens=1),
+    )
+    events = list(train_run(project, run_name="worse"))
+    assert of(Trained, events)[0].best_step == 1
+
+    def weights(folder):
+        return load_file(folder / "adapter_model.safetensors")
+
+    better, worse = run_of(project, "better"), run_of(project, "worse")
+    same, other = weights(worse.checkpoint(4)), weights(worse.best)
+    assert all(torch.equal(tensor, same[key]) for key, tensor in weights(better.checkpoint(4)).items())
+    assert not any(torch.equal(tensor, same[key]) for key, tensor in other.items())
+    assert all(torch.equal(tensor, other[key]) for key, tensor in weights(worse.adapter).items())
+    assert read_metadata(worse.best)["step"] == read_metadata(worse.adapter)["step"] == "1"
 
 
 def test_another_base_refuses_the_adapter(project, models):

@@ -12,13 +12,23 @@ from phinetune.training import step as step_module
 from phinetune.training.validation import validate
 
 
-def measured(**changes):
+def stirred(**changes):
+    """A training whose adapter says something, so that dropout would be seen."""
     training = tiny_training(**changes)
+    with torch.no_grad():
+        for parameter in training.adapter.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return training
+
+
+def measured(**changes):
+    training = stirred(**changes)
     return validate(training.base, training.test_rows, training.plan.test_sequences, training.settings)
 
 
 def expected():
-    training = tiny_training()
+    training = stirred()
+    training.base.model.eval()
     return [token_scores(training.base, PackedBatch.lay([row])) for row in training.test_rows]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from real_data_sets import SETS, Pair, e2e_references, pairs, sampled, write_chats
 
-from phinetune.runs.project import create_project
+from phinetune.runs.project import SETTINGS_FILE, create_project
 from phinetune.training.settings import QUICKSTART, TrainingSettings
 
 # One epoch over sentences needs no pauses to look; GSM8K's answers are long.
@@ -128,7 +128,7 @@ def bleu(project: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
     from phinetune.lora.files import save_adapter
     from phinetune.models.loading import load_base
     from phinetune.runs.prepare import prepare
-    from phinetune.runs.train_run import SETTINGS_FILE, lora_settings
+    from phinetune.runs.train_run import lora_settings
     from phinetune.training.lora_yaml import load_settings
 
     settings = load_settings(project / SETTINGS_FILE, overrides)

@@ -153,7 +153,7 @@ def _report(
     return {
         "speed_ratio_best_peer": ours["tokens_per_second"] / row[best]["tokens_per_second"],
         "speed_ratio_default_peer": ours["tokens_per_second"] / row["default"]["tokens_per_second"],
-        "memory_ratio_best_peer": row[best]["peak_memory_bytes"] / ours["peak_memory_bytes"],
+        "memory_ratio_best_peer": ours["peak_memory_bytes"] / row[best]["peak_memory_bytes"],
         "gemm_share": statistics.median(gemm),
         "rows": rows,
         "best_peer": best,
@@ -235,7 +235,7 @@ def _print(report: dict[str, Any]) -> None:
     print(
         f"\nspeed against the best peer ({report['best_peer']})  {report['speed_ratio_best_peer']:.2f}\n"
         f"speed against TRL's defaults  {report['speed_ratio_default_peer']:.2f}\n"
-        f"memory of the best peer against ours  {report['memory_ratio_best_peer']:.2f}\n"
+        f"our memory against the best peer's  {report['memory_ratio_best_peer']:.2f}\n"
         f"share of bare matrix products in our step  {report['gemm_share']:.2f}"
     )
 

@@ -7,6 +7,7 @@ import torch
 from tiny_models import ARCHITECTURES, SHORT_CONTEXT, VOCAB, random_rows, tiny_base
 from torch.nn.functional import cross_entropy
 
+from phinetune.models import attention
 from phinetune.models import loss as loss_module
 from phinetune.models.attention import BLOCK_ROWS, PLAIN_MATH_BELOW, segment_attention
 from phinetune.models.batch import PackedBatch
@@ -29,6 +30,12 @@ def by_transformers(base, rows):
             nll.append(cross_entropy(logits, ids[1:], reduction="none")[chosen])
             is_correct.append((logits.argmax(-1) == ids[1:])[chosen])
     return torch.cat(nll), torch.cat(is_correct)
+
+
+@pytest.fixture(autouse=True)
+def _plain_math_in_float32(monkeypatch):
+    """Both ways of computing a segment are compared in float32, also the one meant for bfloat16."""
+    monkeypatch.setattr(attention, "PLAIN_MATH_DTYPES", (torch.float32, torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -57,7 +57,7 @@ def test_a_sample_never_takes_more_sequences_than_asked(lengths, limit, is_packe
     rows = sample(lengths, wanted)
     first = epoch_sequences(rows, lengths, wanted, 0)
     assert len(first) <= limit
-    assert flat(first) == rows, "the first epoch keeps the sequences that were sampled"
+    assert sorted(flat(first)) == sorted(rows)
     assert len(set(rows)) == len(rows) >= 1
     in_order = sample(lengths, wanted, in_file_order=True)
     assert in_order == sorted(in_order)

@@ -26,12 +26,12 @@ BYTE_VALUES = 256
 
 
 def dropout_threshold(rate: float) -> int:
-    """The number of byte values out of 256 that mean "drop" for a dropout rate.
+    """The number of byte values out of 256 that mean "drop" for a dropout rate; 0 only for a rate of 0.
 
     >>> dropout_threshold(0.1)
     26
     """
-    return min(round(rate * BYTE_VALUES), BYTE_VALUES - 1)
+    return min(max(round(rate * BYTE_VALUES), rate > 0), BYTE_VALUES - 1)
 
 
 def keep_mask(shape: torch.Size, threshold: int, device: torch.device) -> Tensor:

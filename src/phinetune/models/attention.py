@@ -22,8 +22,10 @@ from transformers import AttentionInterface
 
 IMPLEMENTATION = "segments"
 
-# On a CPU, segments shorter than this are faster by plain matrix products than by the flash kernel.
+# On a CPU in bfloat16, segments shorter than this are faster by plain matrix products than by the flash
+# kernel; in float32 the kernel is faster at every length (benchmarks/attention_cpu.py).
 PLAIN_MATH_BELOW = 384
+PLAIN_MATH_DTYPES = (torch.bfloat16,)
 # Rows of queries worked on at once: keys after a block's last row are never multiplied.
 BLOCK_ROWS = 128
 
@@ -52,8 +54,13 @@ def segment_attention(
     assert attention_mask is None
     assert sum(lengths) == query.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    is_cpu = query.device.type == "cpu"
-    plain_below = 0 if dropout else max(lengths) + 1 if softcap else PLAIN_MATH_BELOW if is_cpu else 0
+    if softcap:
+        plain_below = max(lengths) + 1
+    else:
+        is_plain = query.device.type == "cpu" and query.dtype in PLAIN_MATH_DTYPES
+        plain_below = PLAIN_MATH_BELOW if is_plain else 0
+    if dropout:
+        plain_below = 0
     runs = _runs(lengths, plain_below)
     tokens = [sum(run.lengths) for run in runs]
     parts = zip(*(tensor.split(tokens, dim=2) for tensor in (query, key, value)), strict=True)
@@ -76,7 +83,6 @@ class _Run:
     is_plain: bool
 
 
-@functools.cache
 def _runs(lengths: tuple[int, ...], plain_below: int) -> tuple[_Run, ...]:
     runs: list[_Run] = []
     for length in lengths:

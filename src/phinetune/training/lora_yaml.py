@@ -94,7 +94,7 @@ def lora_yaml(settings: TrainingSettings) -> str:
 def _coerced(key: str, value: Any) -> Any:
     """Strict checks, with the two liberties YAML users expect: 1 for 1.0, and a list for a tuple."""
     annotation = TrainingSettings.model_fields[key].annotation
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+    if annotation in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if key == "lora_target_modules" and isinstance(value, list):
         return tuple(value)

@@ -78,10 +78,10 @@ def epoch_sequences(
 ) -> list[Rows]:
     """The sequences of one epoch over the sampled rows, in a new order each epoch.
 
-    Epoch 0 keeps the order they were sampled in, so that it has no more than `max_sequences`.
+    Rows are packed once: every epoch has the same sequences, so that the plan's number of steps is exact.
     """
-    places = order(len(rows), seed=sampling.seed, epoch=epoch) if epoch else range(len(rows))
-    return _sequences([rows[place] for place in places], lengths, sampling)
+    sequences = _sequences(rows, lengths, sampling)
+    return [sequences[place] for place in order(len(sequences), seed=sampling.seed, epoch=epoch)]
 
 
 def file_sequences(rows: Sequence[int], lengths: Sequence[int], sampling: Sampling) -> list[Rows]:

@@ -102,12 +102,13 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
 
 def evaluation_steps(settings: TrainingSettings, num_steps: int, steps_per_epoch: int) -> tuple[int, ...]:
     """The steps after which the test loss is measured; always the last one."""
+    delay = settings.eval_delay or 0.0
     if settings.evaluation_strategy == "steps":
         steps = [s for s in range(settings.eval_steps, num_steps + 1, settings.eval_steps)]
-        steps = [step for step in steps if step >= settings.eval_delay]
+        steps = [step for step in steps if step >= delay]
     elif settings.evaluation_strategy == "epoch":
         num_epochs = num_steps // steps_per_epoch
-        steps = [e * steps_per_epoch for e in range(1, num_epochs + 1) if e >= settings.eval_delay]
+        steps = [e * steps_per_epoch for e in range(1, num_epochs + 1) if e >= delay]
     else:
         steps = []
     return tuple(sorted({*steps, num_steps}))

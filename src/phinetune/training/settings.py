@@ -96,7 +96,7 @@ class TrainingSettings(BaseModel):
     eval_accumulation_steps: int | None = _in(
         "advanced", None, "Evaluation batches kept on the device before moving to the CPU; null: all.", ge=1
     )
-    eval_delay: float = _in(
+    eval_delay: float | None = _in(
         "advanced", 0.0, "Steps (or epochs, by evaluation_strategy) before the first evaluation.", ge=0
     )
     weight_decay: float = _in("advanced", 0.0, "AdamW weight decay of the adapter weights.", ge=0, le=1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from demo_task.phrases import ACTIONS, CLOSINGS, GREETINGS, ISSUES, ORDERS, URGENCIES
+from demo_task.phrases import ACTIONS, CLOSINGS, GREETINGS, ISSUES, ORDERS, URGENCIES, worded
 from demo_task.products import product
 
 OUT = Path(__file__).parent.parent / "src" / "phinetune" / "data" / "demo"
@@ -48,10 +48,11 @@ def _grouped(rng: random.Random, clauses: list[str]) -> list[list[str]]:
 
 def message(rng: random.Random, ticket: dict[str, str], test: bool) -> str:
     """One to four sentences that say every field of the ticket, in varying order."""
-    issue = rng.choice(ISSUES[ticket["issue"]].half(test)).format(p=ticket["product"])
-    order = rng.choice(ORDERS.half(test)).format(o=ticket["order"])
-    action = rng.choice(ACTIONS[ticket["action"]].half(test))
-    urgency = rng.choice(URGENCIES[ticket["urgency"]].half(test))
+    tables = (ISSUES[ticket["issue"]], ORDERS, ACTIONS[ticket["action"]], URGENCIES[ticket["urgency"]])
+    issue, order, action, urgency = (
+        worded(rng.choice(clauses.half(test)), rng).format(p=ticket["product"], o=ticket["order"])
+        for clauses in tables
+    )
     clauses = rng.choice(([issue, order, action], [order, issue, action], [issue, action, order]))
     if urgency:
         clauses = [*clauses, urgency] if rng.random() < 0.75 else [urgency, *clauses]

@@ -108,6 +108,7 @@ def made_up_run() -> Iterator[events.Event]:
         seconds=48.0,
         num_tokens=120_000,
         num_trained_tokens=40_000,
+        peak_memory_bytes=600_000_000,
     )
     yield events.Stage(name="compare")
     yield events.Compared(evaluation=EVALUATION, answers=ANSWERS, seconds=9.0)

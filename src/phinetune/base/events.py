@@ -110,6 +110,7 @@ class Trained(Event):
     seconds: float
     num_tokens: int
     num_trained_tokens: int
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

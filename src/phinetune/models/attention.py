@@ -9,6 +9,7 @@ Knows nothing of examples or adapters.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ PLAIN_MATH_BELOW = 384
 PLAIN_MATH_DTYPES = (torch.bfloat16,)
 # Rows of queries worked on at once: keys after a block's last row are never multiplied.
 BLOCK_ROWS = 128
+# Segments up to this length are computed together, padded to the longest of their group; of one and a half
+# times the length of the shortest at most. Padding stands at the end, where causal attention cannot see it.
+GROUP_UP_TO = 160
+GROUP_SPREAD = 1.5
 
 
 def segment_attention(
@@ -129,13 +134,59 @@ class _Shape:
     softcap: float | None
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """First key, first row and end of each block of queries, within the batch."""
-        start = 0
-        for length in self.lengths:
+        """First key, first row and end of each block of queries of the segments that stand alone."""
+        for start, length in _placed(self.lengths):
+            if length <= GROUP_UP_TO:
+                continue
             for row in range(start, start + length, BLOCK_ROWS):
                 first_key = start if self.window is None else max(start, row - self.window + 1)
                 yield first_key, row, min(row + BLOCK_ROWS, start + length)
-            start += length
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """S segments padded to L tokens: `take_SL` reads a token of the batch for every place (any, for
+    padding), `put_N` and `back_N` name the real tokens' places in the batch and in the group."""
+
+    take_SL: Tensor
+    put_N: Tensor
+    back_N: Tensor
+
+    def padded(self, x_HTD: Tensor) -> Tensor:
+        """(H, T, D) as (H, S, L, D)."""
+        num_segments, length = self.take_SL.shape
+        return x_HTD.index_select(1, self.take_SL.flatten()).unflatten(1, (num_segments, length))
+
+    def unpadded(self, x_HSLD: Tensor) -> Tensor:
+        """(H, S, L, D) as (H, N, D), without the padding."""
+        return x_HSLD.flatten(1, 2).index_select(1, self.back_N)
+
+
+def _placed(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Start and length of each segment."""
+    return list(zip([0, *itertools.accumulate(lengths)], lengths, strict=False))
+
+
+@functools.lru_cache(maxsize=8)  # every layer of a model asks for the same batch
+def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[_Group, ...]:
+    """The shorter segments, those of like length together."""
+    short = sorted((length, start) for start, length in _placed(lengths) if length <= GROUP_UP_TO)
+    groups = []
+    while short:
+        count = sum(length <= short[0][0] * GROUP_SPREAD for length, _ in short)
+        groups.append(_group(short[:count], device))
+        short = short[count:]
+    return tuple(groups)
+
+
+def _group(short: list[tuple[int, int]], device: torch.device) -> _Group:
+    lengths, starts = (torch.tensor(column) for column in zip(*short, strict=True))
+    place_L = torch.arange(int(lengths.max()))
+    is_real_SL = place_L < lengths[:, None]
+    take_SL = starts[:, None] + torch.minimum(place_L, lengths[:, None] - 1)
+    back_N = is_real_SL.flatten().nonzero().squeeze(1)
+    put_N = take_SL.flatten()[back_N]
+    return _Group(take_SL.to(device), put_N.to(device), back_N.to(device))
 
 
 class _PlainAttention(torch.autograd.Function):
@@ -149,6 +200,11 @@ class _PlainAttention(torch.autograd.Function):
     def forward(ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, shape: _Shape) -> Tensor:
         heads, tokens, size = q_HTD.shape
         out_THD = q_HTD.new_empty(tokens, heads, size)
+        for group in _groups(shape.lengths, q_HTD.device):
+            q, k, v = group.padded(q_HTD), group.padded(k_KTD), group.padded(v_KTD)
+            p_KSgLM, _ = _group_probabilities(q, k, shape)
+            out = _ungrouped_heads(_grouped(p_KSgLM) @ v, heads)
+            out_THD[group.put_N] = group.unpadded(out).transpose(0, 1)
         for key, row, end in shape.blocks():
             p_KgNM, _ = _probabilities(q_HTD, k_KTD, key, row, end, shape)
             out_THD[row:end] = _flat(_grouped(p_KgNM) @ v_KTD[:, key:end], heads).transpose(0, 1)
@@ -163,6 +219,21 @@ class _PlainAttention(torch.autograd.Function):
         shape: _Shape = ctx.shape
         kv_heads = k_KTD.shape[0]
         dq_HTD, dk_KTD, dv_KTD = torch.empty_like(q_HTD), torch.zeros_like(k_KTD), torch.zeros_like(v_KTD)
+        for group in _groups(shape.lengths, q_HTD.device):
+            q, k, v = group.padded(q_HTD), group.padded(k_KTD), group.padded(v_KTD)
+            # A padded row repeats the last token; its gradient is none.
+            d_out = torch.zeros_like(q)
+            d_out.flatten(1, 2)[:, group.back_N] = d_out_THD[group.put_N].transpose(0, 1)
+            p_KSgLM, slope = _group_probabilities(q, k, shape)
+            p = _grouped(p_KSgLM)
+            d_out, q = _heads_of_keys(d_out, kv_heads), _heads_of_keys(q, kv_heads)
+            ds = torch._softmax_backward_data(d_out @ v.transpose(-1, -2), p, -1, p.dtype).mul_(shape.scale)
+            if slope is not None:
+                ds *= _grouped(slope)
+            dq = _ungrouped_heads(ds @ k, q_HTD.shape[0])
+            dq_HTD[:, group.put_N] = group.unpadded(dq)
+            dk_KTD[:, group.put_N] = group.unpadded(ds.transpose(-1, -2) @ q)
+            dv_KTD[:, group.put_N] = group.unpadded(p.transpose(-1, -2) @ d_out)
         for key, row, end in shape.blocks():
             p_KgNM, slope = _probabilities(q_HTD, k_KTD, key, row, end, shape)
             p_KRM = _grouped(p_KgNM)
@@ -196,9 +267,35 @@ def _probabilities(
     return torch.softmax(scores, dim=-1), slope
 
 
+def _group_probabilities(q_HSLD: Tensor, k_KSLD: Tensor, shape: _Shape) -> tuple[Tensor, Tensor | None]:
+    """Attention of every row of a group over the keys of its segment, (K, S, g, L, L)."""
+    kv_heads, num_segments, length, _ = k_KSLD.shape
+    q = _heads_of_keys(q_HSLD * shape.scale, kv_heads)
+    scores = (q @ k_KSLD.transpose(-1, -2)).view(kv_heads, num_segments, -1, length, length)
+    slope = None
+    if shape.softcap is not None:
+        squashed = torch.tanh(scores / shape.softcap)
+        scores, slope = squashed * shape.softcap, 1 - squashed**2
+    scores.masked_fill_(_hidden(0, length, 0, shape.window, scores.device), -math.inf)
+    return torch.softmax(scores, dim=-1), slope
+
+
+def _heads_of_keys(x_HSLD: Tensor, kv_heads: int) -> Tensor:
+    """(H, S, L, D) as (K, S, g * L, D): the queries of a key head one below the other."""
+    x_KgSLD = x_HSLD.unflatten(0, (kv_heads, -1))
+    return x_KgSLD.transpose(1, 2).flatten(2, 3)
+
+
+def _ungrouped_heads(x_KSRD: Tensor, heads: int) -> Tensor:
+    """(K, S, g * L, D) as (H, S, L, D)."""
+    kv_heads, num_segments, _, size = x_KSRD.shape
+    x_KSgLD = x_KSRD.view(kv_heads, num_segments, heads // kv_heads, -1, size)
+    return x_KSgLD.transpose(1, 2).flatten(0, 1)
+
+
 def _grouped(x_KgNM: Tensor) -> Tensor:
     """(K, g, N, M) as (K, g * N, M), so that one product serves all queries of a key head."""
-    return x_KgNM.flatten(1, 2)
+    return x_KgNM.flatten(-3, -2)
 
 
 def _flat(x_KRD: Tensor, heads: int) -> Tensor:

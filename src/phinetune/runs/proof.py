@@ -14,7 +14,6 @@ from phinetune.base.events import Compared, Event, Finished, Noted, Stage, Train
 from phinetune.evaluation.compare import Comparison, Progress, compare
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
-from phinetune.models.memory import peak_bytes
 from phinetune.reports.page import report_html
 from phinetune.reports.plots import loss_plot
 from phinetune.reports.trainer_state import trainer_state
@@ -108,7 +107,7 @@ def _summary(
         "best_step": trained.best_step,
         "seconds": round(trained.seconds, 3),
         "tokens_per_second": round(trained.num_tokens / max(trained.seconds, 1e-9), 1),
-        "peak_memory_bytes": peak_bytes(base.device),
+        "peak_memory_bytes": trained.peak_memory_bytes,
         "forecast": {
             "seconds": round(expected.seconds, 3),
             "peak_memory_bytes": expected.peak_memory_bytes,

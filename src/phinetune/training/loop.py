@@ -18,6 +18,7 @@ from phinetune.base.events import Evaluated, Event, SaveDue, Stepped, Trained
 from phinetune.base.seeds import derive
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
+from phinetune.models.memory import peak_bytes
 from phinetune.text.render import Rendered
 from phinetune.training.packing import Rows, batches, epoch_sequences
 from phinetune.training.plan import Plan, train_sampling
@@ -90,6 +91,7 @@ def train(
         seconds=time.perf_counter() - began,
         num_tokens=state.num_tokens,
         num_trained_tokens=state.num_trained_tokens,
+        peak_memory_bytes=peak_bytes(base.device),
     )
 
 

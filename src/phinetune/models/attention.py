@@ -181,7 +181,8 @@ def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[_Group, ...
 
 def _group(short: list[tuple[int, int]], device: torch.device) -> _Group:
     lengths, starts = (torch.tensor(column) for column in zip(*short, strict=True))
-    place_L = torch.arange(int(lengths.max()))
+    # A multiple of 16, so that products of the same shape come again: each new shape has to be prepared.
+    place_L = torch.arange(-(-int(lengths.max()) // 16) * 16)
     is_real_SL = place_L < lengths[:, None]
     take_SL = starts[:, None] + torch.minimum(place_L, lengths[:, None] - 1)
     back_N = is_real_SL.flatten().nonzero().squeeze(1)

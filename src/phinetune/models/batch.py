@@ -56,6 +56,21 @@ class PackedBatch:
             segment_lengths=tuple(len(example.ids) for example in examples),
         )
 
+    def filled(self, multiple: int) -> PackedBatch:
+        """The batch with a last, untrained segment that brings its tokens to a multiple of `multiple`."""
+        num_missing = -self.num_tokens % multiple
+        if not num_missing:
+            return self
+        rest = torch.arange(num_missing, device=self.ids_T.device)
+        return PackedBatch(
+            ids_T=torch.cat([self.ids_T, torch.zeros_like(rest)]),
+            positions_T=torch.cat(
+                [self.positions_T, torch.zeros_like(rest)]
+            ),  # LongRoPE looks at the largest
+            targets_T=torch.cat([self.targets_T, torch.full_like(rest, NOT_TRAINED)]),
+            segment_lengths=(*self.segment_lengths, num_missing),
+        )
+
     @property
     def num_tokens(self) -> int:
         return len(self.ids_T)

@@ -23,6 +23,10 @@ from phinetune.models import attention, device
 from phinetune.models.batch import PackedBatch
 from phinetune.models.catalog import find_model, weights_sha256
 
+# A CPU's matrix library prepares and keeps code for every new shape: about 30 MB a step for a small model,
+# and time. An empty last segment makes the shapes few (40 steps: 22 % faster in 0.95 instead of 1.6 GB).
+TOKENS_MULTIPLE = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Base:
@@ -112,13 +116,14 @@ class Base:
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         decoder = self.model.get_decoder()
+        filled = batch.filled(TOKENS_MULTIPLE) if self.device.type == "cpu" else batch
         out = decoder(
-            input_ids=batch.ids_T[None],
-            position_ids=batch.positions_T[None],
+            input_ids=filled.ids_T[None],
+            position_ids=filled.positions_T[None],
             use_cache=False,
-            segment_lengths=batch.segment_lengths,
+            segment_lengths=filled.segment_lengths,
         )
-        hidden: Tensor = out.last_hidden_state[0]
+        hidden: Tensor = out.last_hidden_state[0, : batch.num_tokens]
         return hidden
 
 

@@ -153,6 +153,7 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
                 scaling=settings.scaling_of(name),
                 dropout=settings.dropout,
             )
+            layers[name].train(chosen[name].training)  # a base that answers gets no dropout
             _set_module(model, name, layers[name])
     adapter = Adapter(layers, settings)
     adapter.reset(seed)

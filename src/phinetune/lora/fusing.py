@@ -79,7 +79,7 @@ def split(weights: AdapterWeights, sizes: Mapping[str, Sequence[int]], *, where:
                 a_RI, b_OR = a_RI[used], b_OR[:, used]
             path = name.removesuffix(fusion.fused) + part
             updates[path] = Update(
-                a_RI=a_RI.contiguous(), b_OR=b_OR.contiguous(), scaling=update.scaling, magnitude_O=magnitude
+                a_RI=a_RI.clone(), b_OR=b_OR.clone(), scaling=update.scaling, magnitude_O=magnitude
             )
     return weights.with_updates(updates)
 

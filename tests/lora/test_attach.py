@@ -193,6 +193,14 @@ def test_a_model_that_has_an_adapter_gets_no_second_one():
         attach(model, LoraSettings(rank=2), seed=0)
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_dropout_is_on_in_a_training_model_alone(is_training):
+    model = tiny_model("phi3").train(is_training)
+    stirred(attach(model, LoraSettings(rank=4, dropout=0.5), seed=0))
+    torch.manual_seed(0)
+    assert torch.equal(logits(model), logits(model)) != is_training
+
+
 def test_unknown_architectures_are_looked_at():
     model = other_model("olmo")
     assert set(default_targets(model)) == {name.rsplit(".", 1)[-1] for name in linear_layers(model)}

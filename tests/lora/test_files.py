@@ -14,12 +14,13 @@ from tiny_models import tiny_model
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, SettingsError, SpaceError
 from phinetune.base.files import committed_dir
-from phinetune.lora import files
+from phinetune.lora import files, tensor_file
 from phinetune.lora.attach import LoraSettings, attach
 from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.lora.layers import LoraLinear
 
 KEY = "base_model.model.model.layers.1.self_attn.qkv_proj.lora_A.weight"
+MAGNITUDE = KEY.replace("lora_A.weight", "lora_magnitude_vector")
 
 
 @pytest.fixture
@@ -105,15 +106,16 @@ FAULTS = {
     "alpha a word": (lambda f: edit_config(f, lora_alpha="much"), "lacks a usable value"),
     "other type": (lambda f: edit_config(f, peft_type="IA3"), "of type 'IA3'"),
     "no type": (without_config_key("peft_type"), "of type None"),
-    "DoRA": (lambda f: edit_config(f, use_dora=True), "uses 'use_dora'"),
-    "rsLoRA": (lambda f: edit_config(f, use_rslora=True), "uses 'use_rslora'"),
-    "rank pattern": (lambda f: edit_config(f, rank_pattern={"q": 3}), "uses 'rank_pattern'"),
-    "alpha pattern": (lambda f: edit_config(f, alpha_pattern={"q": 3}), "uses 'alpha_pattern'"),
+    "DoRA without magnitudes": (lambda f: edit_config(f, use_dora=True), "has no magnitude"),
+    "rank pattern of one layer": (lambda f: edit_config(f, rank_pattern={"o_proj": 3}), "wrong shape"),
+    "rank pattern a regex": (lambda f: edit_config(f, rank_pattern={"(a+)+x": 4}), "regular expression"),
+    "rank pattern a list": (lambda f: edit_config(f, rank_pattern=[3]), "lacks a usable value"),
+    "alpha pattern NaN": (lambda f: edit_config(f, alpha_pattern={"q": float("nan")}), "usable value"),
     "bias": (lambda f: edit_config(f, bias="all"), "uses 'bias'"),
     "modules to save": (lambda f: edit_config(f, modules_to_save=["lm_head"]), "uses 'modules_to_save'"),
     "activated LoRA": (lambda f: edit_config(f, alora_invocation_tokens=[1]), "alora_invocation_tokens"),
     "PiSSA": (lambda f: edit_config(f, init_lora_weights="pissa_niter_4"), "started with 'pissa_niter_4'"),
-    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "holds no adapter weights"),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "there are no adapter weights"),
     "weights cut": (lambda f: os.truncate(f / "adapter_model.safetensors", 5000), "weights cannot be read"),
     "weights empty": (lambda f: os.truncate(f / "adapter_model.safetensors", 0), "weights cannot be read"),
     "no tensors": (lambda f: edit_weights(f, dict.clear), "holds no weights"),
@@ -122,15 +124,13 @@ FAULTS = {
     "A missing": (lambda f: edit_weights(f, lambda w: w.pop(KEY)), "has no lora_A"),
     "B missing": (lambda f: edit_weights(f, lambda w: w.pop(KEY.replace("_A", "_B"))), "has no lora_B"),
     "extra tensor": (lambda f: edit_weights(f, lambda w: w.update(x=torch.ones(1))), "unknown meaning, 'x'"),
-    "DoRA tensor": (
-        lambda f: edit_weights(f, lambda w: w.update({KEY.replace("_A", "_magnitude"): torch.ones(1)})),
-        "unknown meaning",
-    ),
+    "other rank": (lambda f: edit_config(f, r=8), "wrong shape"),
+    "no matrix": (lambda f: edit_weights(f, lambda w: w.update({KEY: torch.ones(4)})), "do not fit"),
+    "DoRA tensor": (lambda f: edit_weights(f, lambda w: w.update({MAGNITUDE: torch.ones(1)})), "not say"),
 }  # fmt: skip
 OTHER_BASE = {
     "other names": (lambda f: edit_weights(f, renamed), "does not have"),
     "other shape": (lambda f: edit_weights(f, lambda w: w.update({KEY: torch.ones(4, 33)})), "wrong shape"),
-    "other rank": (lambda f: edit_config(f, r=8), "wrong shape"),
 }
 
 
@@ -198,7 +198,7 @@ def test_a_disk_that_fills_up_while_weights_are_written_is_said(folder, tmp_path
         raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
 
     adapter = load_adapter(tiny_model("phi3"), folder)
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
 
     def save():
         with committed_dir(tmp_path / "adapter") as temporary:

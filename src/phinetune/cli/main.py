@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from phinetune.base.errors import PhinetuneError, UserError, nearest
 from phinetune.cli import console
+from phinetune.cli.adapter import adapter_app
 from phinetune.cli.chat import chat
 from phinetune.cli.compare import compare
 from phinetune.cli.data import data_app
@@ -71,6 +72,7 @@ def _options(
 for command in (quickstart, new, train, evaluate, compare, chat, report, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data", cls=CommandGroup)
+app.add_typer(adapter_app, name="adapter", cls=CommandGroup)
 
 
 def run(args: Sequence[str]) -> int:

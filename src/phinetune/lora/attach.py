@@ -18,6 +18,18 @@ from torch import nn
 from phinetune.base.errors import SettingsError, nearest
 from phinetune.base.seeds import derive
 from phinetune.lora.layers import LoraLinear
+from phinetune.lora.settings import LoraSettings
+
+__all__ = [
+    "DEFAULT_TARGETS",
+    "Adapter",
+    "Coverage",
+    "LoraSettings",
+    "attach",
+    "default_targets",
+    "linear_layers",
+    "require_bare",
+]
 
 # Every linear layer of the decoder blocks, by transformers' `model_type`.
 DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
@@ -28,20 +40,6 @@ DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
 _SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 for _model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3"):
     DEFAULT_TARGETS[_model_type] = _SPLIT
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraSettings:
-    """Which layers learn, and how much they may say. The update is scaled by alpha / rank."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] | None = None
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +148,12 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     for name in linears:  # the order of the model, whatever the order of the targets
         if name in chosen:
             layers[name] = LoraLinear(
-                chosen[name], rank=settings.rank, scaling=settings.scaling, dropout=settings.dropout
+                chosen[name],
+                rank=settings.rank_of(name),
+                scaling=settings.scaling_of(name),
+                dropout=settings.dropout,
             )
+            layers[name].train(chosen[name].training)  # a base that answers gets no dropout
             _set_module(model, name, layers[name])
     adapter = Adapter(layers, settings)
     adapter.reset(seed)

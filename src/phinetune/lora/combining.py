@@ -1,0 +1,109 @@
+"""Add adapters of one base: concatenated exactly, averaged factor by factor, or exactly and cut to a rank.
+
+Knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from phinetune.base.errors import AdapterError
+from phinetune.lora.weights import AdapterWeights, Update
+
+
+def concatenated(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
+    """Σ factor · s · B A, exactly: the ranks add up. PEFT calls it `cat`."""
+    updates = {name: _cat(found, weights) for name, found, weights in _by_layer(adapters, factors)}
+    return adapters[0].with_updates(updates)
+
+
+def linear(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
+    """A and B weighted one by one by √(factor · s), as PEFT's `linear`: keeps the rank, is not the sum.
+
+    Raises `AdapterError` unless the ranks are the same and no factor is negative.
+    """
+    updates = {}
+    for name, found, weights in _by_layer(adapters, factors):
+        if len({update.rank for update in found}) > 1 or min(weights) < 0:
+            raise AdapterError(
+                f"the adapters cannot be combined linearly at '{name}'",
+                why=f"ranks {[update.rank for update in found]}, factors {list(weights)}: "
+                "the ranks must be the same and the factors positive",
+                do="use cat, which is exact for any ranks",
+            )
+        roots = [(factor * update.scaling) ** 0.5 for update, factor in zip(found, weights, strict=True)]
+        updates[name] = Update(
+            a_RI=_sum([root * update.a_RI.float() for root, update in zip(roots, found, strict=True)]),
+            b_OR=_sum([root * update.b_OR.float() for root, update in zip(roots, found, strict=True)]),
+            scaling=1.0,
+        )
+    return adapters[0].with_updates(updates)
+
+
+def reranked(weights: AdapterWeights, rank: int) -> tuple[AdapterWeights, Mapping[str, float]]:
+    """The nearest adapter of at most this rank, and by layer how much of the update's size it loses, 0 to 1.
+
+    The singular values are those of the small product of two triangles: W-sized matrices are never formed.
+    """
+    updates, losses = {}, {}
+    for name, update in weights.updates.items():
+        if update.magnitude_O is not None:
+            raise AdapterError("DoRA updates cannot be cut to a rank", why=name, do="merge it into its base")
+        q_b, r_b = torch.linalg.qr(update.b_OR.double())
+        q_a, r_a = torch.linalg.qr(update.a_RI.double().t())
+        u, sizes, v = torch.linalg.svd(update.scaling * r_b @ r_a.t())
+        kept = min(rank, len(sizes))
+        root = sizes[:kept].sqrt()
+        updates[name] = Update(
+            a_RI=(root[:, None] * (v[:kept] @ q_a.t())).float(),
+            b_OR=((q_b @ u[:, :kept]) * root).float(),
+            scaling=1.0,
+        )
+        total = sizes.square().sum()
+        losses[name] = float((sizes[kept:].square().sum() / total).sqrt()) if total else 0.0
+    return weights.with_updates(updates), losses
+
+
+def _by_layer(
+    adapters: Sequence[AdapterWeights], factors: Sequence[float]
+) -> list[tuple[str, list[Update], list[float]]]:
+    if not adapters or len(adapters) != len(factors):
+        raise AdapterError(
+            "every adapter needs one factor",
+            why=f"{len(adapters)} adapters, {len(factors)} factors",
+            do="give as many factors as adapters",
+        )
+    hashes = {adapter.metadata.get("base_sha256", "") for adapter in adapters} - {""}
+    if len(hashes) > 1:
+        raise AdapterError(
+            "the adapters belong to different bases",
+            why=", ".join(sorted(f"{digest[:12]}…" for digest in hashes)),
+            do="add only adapters of one base",
+        )
+    rows = []
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.updates):
+        pairs = [(a.updates[name], f) for a, f in zip(adapters, factors, strict=True) if name in a.updates]
+        found = [update for update, _ in pairs]
+        if any(update.magnitude_O is not None for update in found):
+            raise AdapterError("DoRA adapters cannot be added", why=name, do="merge one into its base first")
+        if len({(update.in_features, update.out_features) for update in found}) > 1:
+            raise AdapterError(
+                f"the updates of '{name}' have different shapes", do="add only adapters of one base"
+            )
+        rows.append((name, found, [factor for _, factor in pairs]))
+    return rows
+
+
+def _cat(found: Sequence[Update], factors: Sequence[float]) -> Update:
+    blocks = [u.b_OR.float() * (factor * u.scaling) for u, factor in zip(found, factors, strict=True)]
+    a_RI = torch.cat([update.a_RI.float() for update in found])
+    return Update(a_RI=a_RI, b_OR=torch.cat(blocks, dim=1), scaling=1.0)
+
+
+def _sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = torch.zeros_like(parts[0])
+    for part in parts:
+        total += part
+    return total

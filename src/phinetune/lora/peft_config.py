@@ -1,0 +1,118 @@
+"""What a PEFT config says, as settings; what it says and this project cannot honour is an error.
+
+Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phinetune.base.errors import AdapterError
+from phinetune.lora.settings import LoraSettings
+
+# Options of PEFT that change what the weights mean; each must be off, or the file is refused.
+_UNSUPPORTED = {
+    "bias": "none",
+    "modules_to_save": None,
+    "lora_bias": False,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "use_bdlora": None,
+    "use_qalora": False,
+    "velora_config": None,
+}
+# Ways of starting that change the weights of the base, which are not in the adapter's file.
+_CHANGING_STARTS = ("corda", "loftq", "lora_ga", "olora", "pissa")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config file, checked to be one."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.get("peft_type")
+    except FileNotFoundError:
+        raise AdapterError(
+            "this folder holds no adapter",
+            where=str(path.parent),
+            why=f"{path.name} is missing",
+            do="name a run folder, its adapter/ folder, or another PEFT directory",
+        ) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise AdapterError(
+            "the adapter's config cannot be read",
+            where=str(path),
+            why=str(error),
+            do="copy the whole adapter folder again",
+        ) from None
+    assert isinstance(config, dict)
+    return config
+
+
+def settings_of(config: Mapping[str, Any], where: Path) -> LoraSettings:
+    """What a PEFT config says, or an `AdapterError` where it says what cannot be honoured."""
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"the adapter is of type {config.get('peft_type')!r}",
+            where=str(where),
+            do="use a LoRA adapter (peft_type LORA)",
+        )
+    for key, off in _UNSUPPORTED.items():
+        if key in config and config[key] != off and config[key]:
+            raise AdapterError(
+                f"the adapter uses '{key}', which is not supported",
+                where=str(where),
+                why=f"it is {json.dumps(config[key])}; ignoring it would give wrong answers",
+                do="convert it to a plain LoRA adapter with the library that made it",
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGING_STARTS):
+        raise AdapterError(
+            f"the adapter was started with '{start}', which is not supported",
+            where=str(where),
+            why="that way of starting changes the base's weights, so the file alone is not the whole adapter",
+            do="convert it to a plain LoRA adapter with the library that made it",
+        )
+    try:
+        return _settings(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AdapterError(
+            "the adapter's config lacks a usable value",
+            where=str(where),
+            why=f"{type(error).__name__}: {error}",
+            do="copy the whole adapter folder again",
+        ) from None
+
+
+def _settings(config: Mapping[str, Any]) -> LoraSettings:
+    targets = config.get("target_modules")
+    settings = LoraSettings(
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        target_modules=tuple(sorted(targets)) if isinstance(targets, list) else None,
+        use_rslora=bool(config.get("use_rslora")),
+        rank_pattern={_key(k): int(v) for k, v in (config.get("rank_pattern") or {}).items()},
+        alpha_pattern={_key(k): float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+    )
+    ranks = [settings.rank, *settings.rank_pattern.values()]
+    alphas = [settings.alpha, *settings.alpha_pattern.values()]
+    if min(ranks) < 1 or not all(map(math.isfinite, alphas)) or not 0 <= settings.dropout < 1:
+        raise ValueError(f"r {ranks}, alpha {alphas}, dropout {settings.dropout}")
+    return settings
+
+
+def _key(key: str) -> str:
+    """A key of a pattern. PEFT takes regular expressions; names cover their use and cannot hang a program."""
+    name = key.replace("\\.", ".").removesuffix("$")
+    if not name.removeprefix("^").replace(".", "").replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"'{key}' in a pattern is a regular expression; write the names of the layers")
+    return name

@@ -1,0 +1,156 @@
+"""PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, to and from `AdapterWeights`.
+
+The config that is written holds only keys that every PEFT version reads. What a file says and this
+project cannot honour is an error: ignoring it would give wrong answers. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from phinetune.base.errors import AdapterError
+from phinetune.lora.peft_config import read_config, settings_of
+from phinetune.lora.settings import LoraSettings
+from phinetune.lora.tensor_file import read_tensors, write_tensors
+from phinetune.lora.weights import AdapterWeights, Update, checked
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+# The key of the safetensors metadata that holds the config as JSON.
+CONFIG_KEY = "adapter_config"
+_OWN_KEYS = {"format", "lora_r", "lora_alpha", CONFIG_KEY}
+_PREFIX = "base_model.model."
+_ENDINGS = {
+    ".lora_A.weight": "a_RI",
+    ".lora_B.weight": "b_OR",
+    ".lora_magnitude_vector": "magnitude_O",
+    ".lora_magnitude_vector.weight": "magnitude_O",
+}
+
+
+def read_peft(folder: Path) -> AdapterWeights:
+    """The adapter of a PEFT directory. Raises `AdapterError` naming what is wrong with it."""
+    config = read_config(folder / CONFIG_FILE)
+    settings = settings_of(config, folder / CONFIG_FILE)
+    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    return from_peft_tensors(tensors, config, settings, metadata, folder)
+
+
+def from_peft_tensors(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    settings: LoraSettings,
+    metadata: Mapping[str, str],
+    where: Path,
+) -> AdapterWeights:
+    """The adapter whose tensors have PEFT's names and whose config has PEFT's keys."""
+    weights = AdapterWeights(
+        updates=_updates(tensors, settings, where),
+        settings=settings,
+        base_name=str(config.get("base_model_name_or_path") or ""),
+        is_transposed=bool(config.get("fan_in_fan_out")),
+        metadata={key: text for key, text in metadata.items() if key not in _OWN_KEYS},
+    )
+    if bool(config.get("use_dora")) != weights.uses_dora and weights.updates:
+        first = next(iter(weights.updates))
+        raise AdapterError(
+            f"'{first}' has no magnitude, though the config says DoRA"
+            if config.get("use_dora")
+            else "the adapter holds magnitudes, though the config does not say DoRA",
+            where=str(where),
+            why=f"use_dora is {json.dumps(config.get('use_dora', False))}",
+            do="copy the whole adapter folder again",
+        )
+    return checked(weights, str(where))
+
+
+def write_peft(weights: AdapterWeights, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the two files into an existing folder; `metadata` goes into the safetensors header."""
+    header = peft_header(weights, weights.metadata if metadata is None else metadata)
+    write_tensors(folder / WEIGHTS_FILE, peft_tensors(weights), header)
+    text = json.dumps(peft_config(weights), indent=2)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def peft_header(weights: AdapterWeights, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of the weights file: with the config in it, the file alone is a whole adapter."""
+    settings = weights.settings
+    header = {"lora_r": str(settings.rank), "lora_alpha": str(settings.alpha)}
+    return {"format": "pt", **metadata, **header, CONFIG_KEY: json.dumps(peft_config(weights))}
+
+
+def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
+    """The tensors under PEFT's names."""
+    tensors = {}
+    for name, update in weights.updates.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = update.a_RI.contiguous()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = update.b_OR.contiguous()
+        if update.magnitude_O is not None:
+            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = update.magnitude_O.contiguous()
+    return tensors
+
+
+def peft_config(weights: AdapterWeights) -> dict[str, Any]:
+    """The content of `adapter_config.json`."""
+    settings = weights.settings
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": weights.base_name,
+        "revision": None,
+        "inference_mode": True,
+        "r": settings.rank,
+        "lora_alpha": _tidy(settings.alpha),
+        "lora_dropout": settings.dropout,
+        "target_modules": list(weights.target_modules),
+        "modules_to_save": None,
+        "bias": "none",
+        "fan_in_fan_out": weights.is_transposed,
+        "init_lora_weights": True,
+        "use_rslora": settings.use_rslora,
+        "use_dora": weights.uses_dora,
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": {key: _tidy(alpha) for key, alpha in settings.alpha_pattern.items()},
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
+
+
+def _tidy(alpha: float) -> float:
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _updates(tensors: Mapping[str, Tensor], settings: LoraSettings, where: Path) -> dict[str, Update]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        ending = next((ending for ending in _ENDINGS if key.endswith(ending)), None)
+        if ending is None or not key.startswith(_PREFIX):
+            raise AdapterError(
+                f"the adapter holds a tensor of unknown meaning, '{key}'",
+                where=str(where),
+                do="use a plain LoRA adapter in PEFT's form",
+            )
+        name = key.removeprefix(_PREFIX).removesuffix(ending)
+        parts.setdefault(name, {})[_ENDINGS[ending]] = value
+    updates = {}
+    for name, found in parts.items():
+        for part, tensor_name in (("a_RI", "lora_A"), ("b_OR", "lora_B")):
+            if part not in found:
+                raise AdapterError(
+                    f"'{name}' has no {tensor_name}", where=str(where), do="copy the file again"
+                )
+        rank = settings.rank_of(name)
+        if found["a_RI"].dim() == 2 and found["a_RI"].shape[0] != rank:
+            raise AdapterError(
+                f"lora_A of '{name}' has the wrong shape",
+                where=str(where),
+                why=f"it is {tuple(found['a_RI'].shape)}; the config says rank {rank}",
+                do="copy the whole adapter folder again",
+            )
+        updates[name] = Update(scaling=settings.scaling_of(name), **found)
+    return updates

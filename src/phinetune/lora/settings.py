@@ -1,0 +1,55 @@
+"""How much each adapted layer may say: rank and scale, for all layers or by name.
+
+Knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """Which layers learn, and how much they may say.
+
+    The update is scaled by alpha / rank, with `use_rslora` by alpha / √rank (arXiv 2312.03732).
+    `rank_pattern` and `alpha_pattern` give single layers values of their own: a key is the end of a
+    layer's name at a dot (`o_proj`, `layers.0.mlp.down_proj`), or with `^` the whole name; the first
+    that fits counts, as in PEFT.
+
+    >>> settings = LoraSettings(rank=8, alpha=16, rank_pattern={"o_proj": 4})
+    >>> settings.scaling_of("model.layers.0.self_attn.o_proj"), settings.scaling_of("qkv_proj")
+    (4.0, 2.0)
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def scaling(self) -> float:
+        """The scale of the layers that no pattern names."""
+        return self._scale(self.alpha, self.rank)
+
+    def rank_of(self, name: str) -> int:
+        """The rank of the layer at this path."""
+        return next((rank for key, rank in self.rank_pattern.items() if fits(name, key)), self.rank)
+
+    def scaling_of(self, name: str) -> float:
+        """The scale of the layer at this path."""
+        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if fits(name, key)), self.alpha)
+        return self._scale(alpha, self.rank_of(name))
+
+    def _scale(self, alpha: float, rank: int) -> float:
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def fits(name: str, key: str) -> bool:
+    """Whether a key of a pattern means the layer at this path."""
+    return name == key.removeprefix("^") or name.endswith(f".{key}")

@@ -1,0 +1,141 @@
+"""`phinetune adapter`: show, convert, merge, add and check, on a real run's adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phinetune.cli import main
+from phinetune.lora.forms import read_adapter
+
+
+def run(*arguments: object) -> int:
+    return main.run(["adapter", *map(str, arguments)])
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(*arguments, "--json") == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_show_tells_layers_ranks_and_base(
+    run_folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = as_json(capsys, "show", run_folder)
+    assert (record["form"], record["rank"], record["alpha"]) == ("peft", 4, 8.0)
+    assert record["base"] == str(tiny_model)
+    assert {row["target"]: row["layers"] for row in record["targets"]} == dict.fromkeys(
+        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), 2
+    )
+    assert sum(row["parameters"] for row in record["targets"]) == record["num_parameters"]
+    assert run("show", run_folder / "adapter") == 0
+    out = capsys.readouterr().out
+    for part in ("qkv_proj", "rank", "trained", "phinetune adapter check"):
+        assert part in out
+
+
+def test_check_compares_with_the_base_and_lists_the_engines(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = as_json(capsys, "check", run_folder)
+    assert record["is_sound"]
+    assert record["fits_base"]
+    assert [row["engine"] for row in record["engines"]] == [
+        "vLLM", "llama.cpp", "Ollama", "ONNX Runtime GenAI", "MLX"
+    ]  # fmt: skip
+    assert run("check", run_folder) == 0
+    assert "every layer fits" in capsys.readouterr().out
+
+
+def test_an_adapter_goes_through_every_form_and_back(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place: Path = run_folder
+    for form, name in (("single", "a.safetensors"), ("mlx", "mlx"), ("loralib", "a.pt"), ("peft", "peft")):
+        options = ["--alpha", "8"] if place.suffix == ".pt" else []
+        record = as_json(capsys, "convert", place, tmp_path / name, "--to", form, *options)
+        assert record["told"] == ("lora_alpha=8" if form == "loralib" else "")
+        place = tmp_path / name
+    first, again = read_adapter(run_folder / "adapter"), read_adapter(place)
+    assert all((again.updates[name].b_OR == update.b_OR).all() for name, update in first.updates.items())
+
+
+def test_layouts_are_converted_by_the_bases_config(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_json(capsys, "convert", run_folder, tmp_path / "split", "--layout", "split")
+    split = as_json(capsys, "show", tmp_path / "split")
+    assert {row["target"] for row in split["targets"]} >= {"q_proj", "k_proj", "v_proj", "gate_proj"}
+    assert run("check", tmp_path / "split") == 2
+    assert "does not have" in capsys.readouterr().err
+    as_json(capsys, "convert", tmp_path / "split", tmp_path / "fused", "--layout", "fused")
+    assert as_json(capsys, "check", tmp_path / "fused")["fits_base"]
+
+
+def test_merge_reports_what_changed_and_chat_can_be_had_with_the_result(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = as_json(capsys, "merge", run_folder, tmp_path / "merged")
+    assert report["logit_error"] < 1e-4
+    assert report["logit_change"] > 0
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    assert run("merge", run_folder, tmp_path / "merged") == 2
+    assert "is there already" in capsys.readouterr().err
+    assert run("merge", run_folder, tmp_path / "other") == 0
+    assert "greatest change of a logit" in capsys.readouterr().out
+
+
+def test_adapters_are_added_and_cut(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run("add", run_folder, run_folder, "--out", tmp_path / "sum", "--factor", "2", "--factor", "-1") == 0
+    )
+    assert as_json(capsys, "show", tmp_path / "sum")["rank"] == 8
+    assert run("add", run_folder, run_folder, "--out", tmp_path / "cut", "--rank", "4") == 0
+    assert as_json(capsys, "show", tmp_path / "cut")["rank"] == 4
+    cut, first = read_adapter(tmp_path / "cut"), read_adapter(run_folder / "adapter")
+    for name, update in cut.updates.items():
+        assert (update.delta_OI() - 2 * first.updates[name].delta_OI()).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "nowhere"), "there is no adapter here"),
+        (("convert", "RUN", "OUT", "--to", "peff"), "write peft"),
+        (("convert", "RUN", "OUT", "--layout", "fuse"), "write fused"),
+        (("convert", "RUN", "OUT", "--merged", "qkv=a"), "does not say the parts"),
+        (("add", "RUN", "--out", "OUT", "--method", "tie"), "--method cannot be 'tie'"),
+        (("add", "RUN", "--out", "OUT", "--factor", "1", "--factor", "2"), "one factor"),
+        (("merge", "RUN", "OUT", "--base", "nowhere/at/all"), "no model folder"),
+    ],
+)
+def test_wrong_words_are_refused_without_a_trace(
+    run_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    places = {"RUN": run_folder, "OUT": tmp_path / "out"}
+    assert run(*(places.get(word, word) for word in arguments)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pickle_is_refused_with_the_line_that_converts_it(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(run_folder / "adapter", folder)
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x02cposix\nsystem\n.")
+    assert run("check", folder) == 2
+    assert run("check", folder / "adapter_model.bin", "--alpha", "8") == 2
+    assert "weights_only=True" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,139 @@
+"""A merged folder answers as base and adapter side by side; what does not belong together is not written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from made_up_adapters import logits, logits_with, made_up
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
+
+from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError
+from phinetune.lora.fusing import fuse, split
+from phinetune.models.catalog import weights_sha256
+from phinetune.models.merged import check_fit, merge, model_type_of, part_sizes
+
+
+def base_folder(tmp_path, name, dtype=torch.float32, **options):
+    model = tiny_model(name).to(dtype)
+    model.save_pretrained(tmp_path / "base", **options)
+    return tmp_path / "base"
+
+
+def free(weights):
+    """Without the hash of a base that was made up."""
+    return replace(weights, metadata={})
+
+
+@pytest.mark.parametrize("name", ["phi3", "phi4-mini", "llama", "gpt2"])
+def test_the_merged_model_answers_as_the_adapter(tmp_path, name):
+    weights = free(made_up(name))
+    base = base_folder(tmp_path, name)
+    (base / "tokenizer.json").write_text("{}")
+    report = merge(weights, str(base), tmp_path / "merged", where="x")
+    assert report.num_layers == len(weights.updates)
+    assert set(report.weight_change) == set(weights.target_modules)
+    assert report.logit_change > 0
+    assert report.logit_error < 1e-4 < report.logit_change
+    assert report.rounding == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits_with(weights, name), rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    changes = {name: update.delta_OI().abs().max() for name, update in weights.updates.items()}
+    assert max(report.weight_change.values()) == pytest.approx(float(max(changes.values())), rel=1e-4)
+
+
+def test_shards_are_merged_one_by_one_and_keep_their_index(tmp_path):
+    weights = free(made_up("phi3"))
+    base = base_folder(tmp_path, "phi3", max_shard_size="20kB")
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
+    assert len(shards) > 2
+    report = merge(weights, str(base), tmp_path / "merged", where="x")
+    assert report.logit_error < 1e-4
+    assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == shards
+    untouched = "model.embed_tokens.weight"
+    for shard in shards:
+        before, after = (load_file(folder / shard) for folder in (base, tmp_path / "merged"))
+        assert before.keys() == after.keys()
+        if untouched in before:
+            assert torch.equal(before[untouched], after[untouched])
+
+
+def test_a_bfloat16_base_is_rounded_once_from_float32(tmp_path):
+    weights = free(made_up("phi3", targets=("o_proj",)))
+    base = base_folder(tmp_path, "phi3", torch.bfloat16)
+    report = merge(weights, str(base), tmp_path / "merged", where="x")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
+    for name, update in weights.updates.items():
+        exact = before[f"{name}.weight"].float() + update.delta_OI()
+        assert torch.equal(after[f"{name}.weight"], exact.to(torch.bfloat16))
+        assert report.rounding >= float((after[f"{name}.weight"].float() - exact).abs().max())
+    assert 0 < report.rounding < 0.02
+
+
+def test_what_was_merged_can_be_taken_out_again(tmp_path):
+    weights = free(made_up("phi3"))
+    base = base_folder(tmp_path, "phi3")
+    merge(weights, str(base), tmp_path / "merged", where="x")
+    report = merge(weights, str(tmp_path / "merged"), tmp_path / "again", where="x", subtract=True)
+    assert report.logit_error < 1e-4
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "again"))
+    for key, tensor in before.items():
+        torch.testing.assert_close(after[key], tensor, rtol=0, atol=1e-6)
+
+
+def test_dora_is_merged_by_its_own_arithmetic_but_not_taken_out(tmp_path):
+    plain = free(made_up("phi3", targets=("o_proj",)))
+    base = base_folder(tmp_path, "phi3")
+    lengths = {name: torch.linspace(1, 2, u.out_features) for name, u in plain.updates.items()}
+    dora = plain.with_updates({n: replace(u, magnitude_O=lengths[n]) for n, u in plain.updates.items()})
+    report = merge(dora, str(base), tmp_path / "merged", where="x")
+    assert report.logit_error is None
+    after = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, length in lengths.items():
+        torch.testing.assert_close(torch.linalg.norm(after[f"{name}.weight"], dim=1), length)
+    with pytest.raises(AdapterError, match="cannot be taken out"):
+        merge(dora, str(tmp_path / "merged"), tmp_path / "again", where="x", subtract=True)
+
+
+@pytest.mark.parametrize(("adapter", "base"), [("llama", "phi3"), ("phi3", "llama"), ("phi4-mini", "phi3")])
+def test_an_adapter_of_another_base_writes_nothing(tmp_path, adapter, base):
+    folder = base_folder(tmp_path, base)
+    with pytest.raises(IncompatibleLowRankAdapter):
+        merge(free(made_up(adapter)), str(folder), tmp_path / "merged", where="x")
+    with pytest.raises(IncompatibleLowRankAdapter):
+        check_fit(free(made_up(adapter)), str(folder), where="x")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_another_bases_hash_is_refused_and_the_right_one_taken(tmp_path):
+    folder = base_folder(tmp_path, "phi3")
+    with pytest.raises(IncompatibleLowRankAdapter, match="another base model"):
+        merge(made_up("phi3"), str(folder), tmp_path / "merged", where="x")
+    right = replace(made_up("phi3"), metadata={"base_sha256": weights_sha256(folder)})
+    check_fit(right, str(folder), where="x")
+    merge(right, str(folder), tmp_path / "merged", where="x")
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "merged").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        merge(free(made_up("phi3")), str(base_folder(tmp_path, "phi3")), tmp_path / "merged", where="x")
+
+
+def test_an_adapter_fused_by_the_bases_config_fits_it(tmp_path):
+    folder = str(base_folder(tmp_path, "phi4-mini"))
+    sizes = part_sizes(folder)
+    assert sizes == {"qkv_proj": (32, 16, 16), "gate_up_proj": (64, 64)}
+    assert model_type_of(folder) == "phi3"
+    fused = fuse(free(made_up("llama")), sizes, where="x")
+    check_fit(fused, folder, where="x")
+    torch.testing.assert_close(
+        logits_with(split(fused, sizes, where="x"), "llama"),
+        logits_with(free(made_up("llama")), "llama"),
+        rtol=0,
+        atol=0,
+    )

@@ -1,5 +1,6 @@
 # quickstart  install and fine-tune the bundled demo model (a few minutes)
 # test        run the tests; test-slow runs the long ones
+# test-crash  kill runs with SIGKILL at random moments and damage checkpoints: the figures of docs/reliability.md
 # check       lint and test
 # lint        ruff, mypy and the import rules
 # docs        write the generated pages of docs/ anew
@@ -22,6 +23,9 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+test-crash: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s -m slow tests/crash
 
 check: lint test
 
@@ -56,4 +60,4 @@ clean:
 	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: quickstart test test-slow check lint docs clean
+.PHONY: quickstart test test-slow test-crash check lint docs clean

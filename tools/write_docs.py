@@ -76,7 +76,7 @@ def cli_page() -> str:
         "# Commands",
         "",
         "Results go to standard output, plans, progress and errors to standard error.",
-        "Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted.",
+        "Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted, 143 ended by SIGTERM.",
     ]
     for path, command in commands(COMMAND, "phinetune"):
         arguments = [p for p in command.params if p.param_type_name == "argument"]

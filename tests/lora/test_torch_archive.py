@@ -150,6 +150,7 @@ def test_a_tensor_that_fits_its_storage_is_read(tmp_path):
     [
         ((2, 3), (3, 1)), ((1 << 40, 1 << 20), (0, 0)), ((2, 2), (2, 1), 1), ((2, 2), (2, 1), -1),
         ((-2, -2), (2, 1)), ((2, 2), (-2, 1)), ((2, 2), (2, 1), 0, 5), ((2, 2), (100, 1)),
+        ((1, 1), (1, 1), 1 << 80),
     ],
 )  # fmt: skip
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path, arguments):

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_project import project_maker, write_chats
 
-from phinetune.base.errors import SettingsError
-from phinetune.base.events import Compared, Evaluated, Planned, Saved, Stepped, Trained
+from phinetune.base.errors import DivergedError, SettingsError
+from phinetune.base.events import Compared, Evaluated, Event, Planned, Saved, Stepped, Trained
 from phinetune.lora.layers import LoraLinear
 from phinetune.runs import prepare, proof
 from phinetune.runs.train_run import train_run
@@ -26,6 +26,7 @@ from phinetune.training.settings import TrainingSettings
 Overrides = dict[str, str]
 WARM = {"lr_scheduler_type": "linear_with_warmup"}
 VARIED = {"varied_seqlen": "true"}
+DIVERGING = {"learning_rate": "1.0", "lora_alpha": "1e20"}
 EPOCHS = {"num_training_steps": "null", "varied_seqlen": "true"}
 
 # Setting -> the flipped value, the facet of the run that must change, other settings of both runs.
@@ -57,6 +58,7 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "eval_accumulation_steps": ("1", "num_moves_to_cpu", {"finetune_test_batch_size": "1", **VARIED}),
     "eval_delay": ("3", "evaluated_steps", {}),
     "weight_decay": ("0.5", "adapter", {}),
+    "retry_on_divergence": ("true", "num_steps_tried", DIVERGING),
     "max_grad_norm": ("1e-3", "adapter", {}),
     "gradient_checkpointing": ("true", "num_forwards", {}),
     "model": ("second", "base_sha256", {}),
@@ -124,10 +126,14 @@ def observed(
     def run_with(name: str, overrides: Overrides) -> dict[str, Any]:
         counts.clear()
         stacked.clear()
+        events: list[Event] = []
         try:
-            events = list(train_run(project, run_name=name, overrides=overrides))
+            for event in train_run(project, run_name=name, overrides=overrides):
+                events.append(event)
         except SettingsError as error:
             return {"refusal": str(error)}
+        except DivergedError:
+            return {"refusal": "", "num_steps_tried": sum(isinstance(event, Stepped) for event in events)}
         of = {
             kind: [event for event in events if isinstance(event, kind)]
             for kind in (Planned, Stepped, Evaluated, Saved, Trained, Compared)

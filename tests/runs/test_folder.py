@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phinetune.base.errors import UserError
+from phinetune.base.events import EventLog
 from phinetune.runs.folder import RunFolder, checked_run_path, create_run, find_run, new_run_name
 
 
@@ -31,10 +32,14 @@ def test_where_no_run_is_it_is_said(tmp_path):
         find_run(tmp_path)
 
 
-def test_only_the_newest_checkpoints_are_kept_and_the_best(tmp_path):
-    run = create_run(tmp_path / "r", {})
-    for step in (5, 10, 100, 95):
-        run.checkpoint(step).mkdir(parents=True)
-    run.best.mkdir()
-    run.prune_checkpoints()
-    assert {path.name for path in run.checkpoints.iterdir()} == {"best", "step-000095", "step-000100"}
+def test_a_run_is_running_only_while_somebody_writes_it(tmp_path):
+    run = create_run(tmp_path / "r", {"status": "running"})
+    assert run.status() == "interrupted"
+    log = EventLog(run.events)
+    assert run.status() == "running"
+    with pytest.raises(UserError, match="written by another process"):
+        EventLog(run.events)
+    log.close()
+    assert run.status() == "interrupted"
+    done = create_run(tmp_path / "done", {"status": "succeeded"})
+    assert done.status() == "succeeded"

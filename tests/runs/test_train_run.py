@@ -16,7 +16,7 @@ from phinetune.base.events import Compared, Evaluated, Finished, Planned, Saved,
 from phinetune.base.files import manifest_fault
 from phinetune.lora.files import load_adapter, read_metadata
 from phinetune.models.loading import load_base
-from phinetune.runs import train_run as road
+from phinetune.runs import road
 from phinetune.runs.folder import RunFolder
 from phinetune.runs.train_run import train_run
 from phinetune.training import loop

@@ -13,9 +13,10 @@ from phinetune.lora.attach import Adapter, LoraSettings, attach
 from phinetune.models.loading import Base
 from phinetune.text.render import Rendered
 from phinetune.training.fitting import Fitted
-from phinetune.training.loop import TrainState, start, train
+from phinetune.training.loop import start, train
 from phinetune.training.plan import Plan, make_plan
 from phinetune.training.settings import TrainingSettings
+from phinetune.training.state import TrainState
 
 TRAIN_LENGTHS = [12, 30, 7, 25, 18, 40, 9, 22, 31, 15, 6, 28]
 TEST_LENGTHS = [10, 22, 35, 8]

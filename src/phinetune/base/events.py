@@ -6,14 +6,20 @@ Knows nothing of tensors or of who listens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from phinetune.base.errors import SpaceError, UserError
+from phinetune.base.files import full_disk_said
+from phinetune.base.locks import try_lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +107,31 @@ class Saved(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """An interrupted run goes on after this step, from the checkpoint at `path` ("" for step 0)."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(Event):
+    """The run waits for room on the disk, and tries again every few seconds."""
+
+    what: str
+    needed_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped(Event):
+    """The run ended early because it was asked to; `path` is what was saved last ("" for nothing)."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained(Event):
     """The training loop ended; the best adapter is in the model."""
 
@@ -130,23 +161,55 @@ class Finished(Event):
 
 
 class EventLog:
-    """Append events to a JSON Lines file, each line whole and flushed.
+    """Append events to a JSON Lines file, each line whole. One writer at a time holds the file's lock.
 
-    A last line that a crash cut off is taken away first: it would swallow the next one.
+    A last line that a crash cut off is taken away first: it would swallow the next one. While the disk
+    is full, lines wait in memory. Raises `UserError` when another process writes the file.
     """
 
     def __init__(self, path: Path) -> None:
-        if path.exists():
-            with path.open("r+b") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = bytearray()
+        if not try_lock(self._file.fileno()):
+            self._file.close()
+            raise UserError(
+                "the run is being written by another process",
+                where=str(path.parent),
+                do="wait until it has ended, or end it",
+            )
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
     def append(self, event: Event) -> None:
-        self._file.write(json.dumps(event.record(), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps(event.record(), ensure_ascii=False, allow_nan=False) + "\n"
+        self._waiting += line.encode()
+        with contextlib.suppress(SpaceError):
+            self._write()
+
+    def sync(self) -> None:
+        """Push all lines to the disk. Raises `SpaceError` when it is full; the lines then wait."""
+        with full_disk_said(self._path):
+            self._write()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        with contextlib.suppress(SpaceError):
+            self._write()
         self._file.close()
+
+    def _write(self) -> None:
+        with full_disk_said(self._path):
+            while self._waiting:
+                del self._waiting[: self._file.write(self._waiting)]
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a living process holds the event file of a run."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return not try_lock(file.fileno())
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,9 @@ from pathlib import Path
 from phinetune.base.errors import SpaceError
 
 MANIFEST = "MANIFEST.json"
+# What a disk without room says: it is full, or its user's share is.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_TEMPORARY, _TRASH = ".tmp-", ".trash-"
 
 
 def sha256_file(path: Path) -> str:
@@ -32,23 +35,31 @@ def sha256_file(path: Path) -> str:
 def _sync(path: Path) -> None:
     """Push a file or folder to the disk. Windows cannot open folders for this; there the rename must do."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
         return
     try:
-        # Some file systems refuse fsync on a read-only handle of a folder.
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems know no fsync of a folder; one that fails to write must be heard.
+        if error.errno in {*_NO_ROOM, errno.EIO}:
+            raise
     finally:
         os.close(handle)
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error of the operating system says that there is no room left."""
+    return error.errno in _NO_ROOM
+
+
 @contextlib.contextmanager
-def _full_disk_said(path: Path) -> Iterator[None]:
+def full_disk_said(path: Path) -> Iterator[None]:
+    """Within the block a full disk is a `SpaceError` that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_disk_full(error):
             raise
         raise SpaceError(
             "the disk is full",
@@ -66,7 +77,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with _full_disk_said(path), temporary.open("wb") as file:
+        with full_disk_said(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -87,9 +98,9 @@ def committed_dir(final: Path, *, has_manifest: bool = True) -> Iterator[Path]:
     Raises `SpaceError` when the disk is full; `final` is then as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
+    temporary = final.with_name(f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with _full_disk_said(final):
+        with full_disk_said(final):
             temporary.mkdir()
             yield temporary
             _seal(temporary, has_manifest)
@@ -104,14 +115,32 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     if not final.exists():
         os.replace(temporary, final)
         return
-    old = final.with_name(f".trash-{final.name}-{uuid.uuid4().hex[:8]}")
-    os.replace(final, old)
+    old = _moved_aside(final)
     try:
         os.replace(temporary, final)
     except BaseException:
         os.replace(old, final)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _moved_aside(folder: Path) -> Path:
+    trash = folder.with_name(f"{_TRASH}{folder.name}-{uuid.uuid4().hex[:8]}")
+    os.replace(folder, trash)
+    return trash
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder; interrupted anywhere, no half of it stays under its name."""
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> list[str]:
+    """Delete what a killed process left half written or half deleted; returns the names."""
+    found = [path for path in folder.glob(".*") if path.name.startswith((_TEMPORARY, _TRASH))]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return sorted(path.name for path in found)
 
 
 def _seal(folder: Path, has_manifest: bool) -> None:
@@ -127,15 +156,21 @@ def _seal(folder: Path, has_manifest: bool) -> None:
             for path in files
         }
         manifest = folder / MANIFEST
-        manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+        manifest.write_bytes(_manifest_bytes({"files": entries}))
         _sync(manifest)
     _sync(folder)
+
+
+def _manifest_bytes(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode()
 
 
 def manifest_fault(folder: Path) -> str:
     """Why a committed folder is not whole, or "" when every file is as its manifest says."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        written = (folder / MANIFEST).read_bytes()
+        content = json.loads(written)
+        entries = content["files"]
         for name, entry in entries.items():
             path = folder / name
             if not path.is_file():
@@ -144,6 +179,9 @@ def manifest_fault(folder: Path) -> str:
                 return f"{name} has {path.stat().st_size} bytes, the manifest says {entry['size_bytes']}"
             if sha256_file(path) != entry["sha256"]:
                 return f"{name} does not match its sha256"
+        # Not even a blank may differ: the manifest is the one file that no checksum covers.
+        if written != _manifest_bytes(content):
+            return "the manifest is not as it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"the manifest cannot be read ({type(error).__name__})"
     return ""

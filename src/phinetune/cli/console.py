@@ -27,7 +27,11 @@ PLAIN = {"…": "...", "→": "->", "−": "-", "·": "-", "✓": "yes", "✗": 
 
 
 class Interrupted(Exception):
-    """Ctrl-C in the midst of work; the text says what was kept."""
+    """Ctrl-C or SIGTERM in the midst of work; the text says what was kept."""
+
+    def __init__(self, text: str, exit_code: int = INTERRUPTED) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 def prepare_streams() -> None:

@@ -76,7 +76,7 @@ app.add_typer(adapter_app, name="adapter", cls=CommandGroup)
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 1 failed, 2 user's input, 130 interrupted."""
+    """Run one command line and return its exit code: 0 done, 1 failed, 2 user's input, 130 or 143 stopped."""
     console.prepare_streams()
     command = typer.main.get_command(app)
     try:
@@ -86,7 +86,7 @@ def run(args: Sequence[str]) -> int:
         return code if isinstance(code, int) else console.DONE
     except console.Interrupted as interruption:
         console.note(str(interruption), style="yellow")
-        return console.INTERRUPTED
+        return interruption.exit_code
     except typer.TyperException as error:
         if not error.format_message().strip():
             return console.DONE  # a group without a command: its help has been printed

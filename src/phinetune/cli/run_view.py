@@ -50,6 +50,7 @@ class RunView:
         self.summary: dict[str, Any] = {}
         self.saved_path = ""
         self.last_step = 0
+        self.is_stopped = False
 
     def follow(self, run: Iterable[events.Event]) -> dict[str, Any]:
         """Show every event until the last; returns the content of summary.json."""
@@ -81,6 +82,12 @@ class RunView:
                 self._evaluated(event)
             case events.Saved():
                 self.saved_path = event.path
+            case events.Resumed():
+                self._resumed(event)
+            case events.Paused():
+                self._paused(event)
+            case events.Stopped():
+                self.is_stopped, self.saved_path = True, event.path
             case events.Trained():
                 self._trained(event)
             case events.Compared():
@@ -175,6 +182,20 @@ class RunView:
         if event.is_best and event.step:
             line.append("  best so far", style="green")
         self._progress.print(line)
+
+    def _resumed(self, event: events.Resumed) -> None:
+        self.last_step, self.saved_path = event.step, event.path
+        place = f", from {event.path}" if event.path else ""
+        self._progress.print(Text(f"resumed  after step {event.step}{place}"))
+
+    def _paused(self, event: events.Paused) -> None:
+        self._progress.print(
+            Text("paused   ", style="yellow").append(
+                f"{event.what}: {figures.size_text(event.needed_bytes)} needed, "
+                f"{figures.size_text(event.free_bytes)} free; goes on by itself when there is room",
+                style="default",
+            )
+        )
 
     def _trained(self, event: events.Trained) -> None:
         self._close_bar()

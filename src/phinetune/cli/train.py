@@ -20,7 +20,13 @@ ASK_FROM_SECONDS = 600.0
 
 def train(
     project: Annotated[Path, typer.Argument(help="Project folder.", show_default=False)],
-    run: Annotated[str, typer.Option(help="Name of the run; a time stamp when left out.")] = "",
+    run: Annotated[
+        str,
+        typer.Option(help="Name of the run. Left out: a time stamp; with --resume the newest."),
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run after its last checkpoint.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting for this run; may be repeated."),
@@ -30,7 +36,8 @@ def train(
 ) -> None:
     """Train an adapter, then compare it with the base model on the test set."""
     confirm = is_wanted if not (yes or json) else None
-    show_run(project, run_name=run or None, overrides=parse_overrides(set_ or []), json=json, confirm=confirm)
+    overrides = parse_overrides(set_ or [])
+    show_run(project, run_name=run or None, overrides=overrides, resume=resume, json=json, confirm=confirm)
 
 
 def parse_overrides(settings: list[str]) -> dict[str, str]:
@@ -63,24 +70,37 @@ def show_run(
     run_name: str | None,
     overrides: Mapping[str, str],
     json: bool,
+    resume: bool = False,
     confirm: Callable[[dict[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
     """Run and show; ends the command when the user declines or interrupts. Returns the summary."""
     from phinetune.cli.run_view import Declined, RunView
+    from phinetune.cli.signals import asking
+    from phinetune.runs.stopping import StopRequest
     from phinetune.runs.train_run import train_run
 
+    stop = StopRequest()
     view = RunView(
         console.err(), None if json else console.out(), **({"confirm": confirm} if confirm else {})
     )
-    try:
-        summary = view.follow(
-            train_run(project, run_name=run_name, overrides=overrides, on_progress=view.comparing)
-        )
-    except Declined:
-        console.note("not started")
-        console.stop(console.DONE)
-    except KeyboardInterrupt:
-        raise console.Interrupted(kept(view)) from None
+    run = train_run(
+        project,
+        run_name=run_name,
+        overrides=overrides,
+        resume=resume,
+        stop=stop,
+        on_progress=view.comparing,
+    )
+    with asking(stop) as signals:
+        try:
+            summary = view.follow(run)
+        except Declined:
+            console.note("not started")
+            console.stop(console.DONE)
+        except KeyboardInterrupt:
+            raise console.Interrupted(kept(view, project), signals.exit_code) from None
+    if view.is_stopped:
+        raise console.Interrupted(kept(view, project), signals.exit_code)
     if json:
         console.print_json(summary)
     else:
@@ -88,10 +108,13 @@ def show_run(
     return summary
 
 
-def kept(view: RunView) -> str:
-    """What an interrupted run leaves behind."""
+def kept(view: RunView, project: Path) -> str:
+    """What an interrupted run leaves behind, and how to go on."""
     if view.saved_path:
-        return f"interrupted at step {view.last_step}; the last checkpoint is kept: {view.saved_path}"
+        return (
+            f"interrupted at step {view.last_step}; the last checkpoint is kept: {view.saved_path}\n"
+            f"to go on: phinetune train {project} --resume"
+        )
     if view.last_step:
         return f"interrupted at step {view.last_step}, before the first checkpoint; no adapter was kept"
     return "interrupted before training began; no adapter was kept"

@@ -18,7 +18,15 @@ from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, wri
 from phinetune.lora.tensor_file import read_header
 from phinetune.lora.weights import AdapterWeights, Update
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "load_adapter", "load_weights", "read_metadata", "save_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "load_adapter",
+    "load_weights",
+    "read_metadata",
+    "read_weights",
+    "save_adapter",
+]
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Mapping[str, str]) -> None:
@@ -42,6 +50,14 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
 def read_metadata(folder: Path) -> dict[str, str]:
     """The metadata of an adapter's weights file; empty for a file made elsewhere."""
     return read_header(folder / WEIGHTS_FILE)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a PEFT directory, by the names of `Adapter.named_parameters`."""
+    weights: dict[str, torch.Tensor] = {}
+    for name, update in read_peft(folder).updates.items():
+        weights[f"{name}.lora_A"], weights[f"{name}.lora_B"] = update.a_RI, update.b_OR
+    return weights
 
 
 def load_adapter(model: nn.Module, folder: Path, *, base_sha256: str = "") -> Adapter:

@@ -34,8 +34,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         save_file(dict(tensors), path, metadata=dict(metadata))
     except SafetensorError as error:
         # safetensors writes in Rust: a full disk is told in words, not as an OSError.
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        for code in (errno.ENOSPC, errno.EDQUOT):
+            if f"os error {code}" in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
         raise
 
 

@@ -65,7 +65,16 @@ def read_torch_archive(path: Path) -> dict[str, Tensor]:
         raise _refused(
             path, "it is not a whole archive; files older than PyTorch 1.6 are bare pickles"
         ) from None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, struct.error) as error:
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        struct.error,
+    ) as error:
         raise _refused(path, f"its content is damaged ({type(error).__name__})") from None
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

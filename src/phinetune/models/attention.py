@@ -155,7 +155,7 @@ class _Group:
     def padded(self, x_HTD: Tensor) -> Tensor:
         """(H, T, D) as (H, S, L, D)."""
         num_segments, length = self.take_SL.shape
-        return x_HTD.index_select(1, self.take_SL.flatten()).unflatten(1, (num_segments, length))
+        return x_HTD.index_select(1, self.take_SL.flatten()).reshape(len(x_HTD), num_segments, length, -1)
 
     def unpadded(self, x_HSLD: Tensor) -> Tensor:
         """(H, S, L, D) as (H, N, D), without the padding."""
@@ -283,7 +283,7 @@ def _group_probabilities(q_HSLD: Tensor, k_KSLD: Tensor, shape: _Shape) -> tuple
 
 def _heads_of_keys(x_HSLD: Tensor, kv_heads: int) -> Tensor:
     """(H, S, L, D) as (K, S, g * L, D): the queries of a key head one below the other."""
-    x_KgSLD = x_HSLD.unflatten(0, (kv_heads, -1))
+    x_KgSLD = x_HSLD.view(kv_heads, -1, *x_HSLD.shape[1:])
     return x_KgSLD.transpose(1, 2).flatten(2, 3)
 
 

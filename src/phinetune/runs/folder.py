@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phinetune.base.errors import UserError
+from phinetune.base.events import is_being_written
 from phinetune.base.files import committed_dir, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -77,10 +77,17 @@ class RunFolder:
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def prune_checkpoints(self) -> None:
-        """Keep the newest steps; `best` is apart."""
-        for old in sorted(self.checkpoints.glob("step-*"))[:-NUM_CHECKPOINTS_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+    def record(self) -> dict[str, Any]:
+        """The content of run.json."""
+        content: dict[str, Any] = json.loads(self.run_json.read_text(encoding="utf-8"))
+        return content
+
+    def status(self) -> str:
+        """`running` only while a process writes the run; one that died without a word is `interrupted`."""
+        status = str(self.record()["status"])
+        if status == "running" and not is_being_written(self.events):
+            return "interrupted"
+        return status
 
 
 def new_run_name() -> str:
@@ -124,9 +131,8 @@ def find_run(place: Path) -> RunFolder:
     for candidate in (place, place.parent):
         if (candidate / "run.json").is_file():
             return RunFolder(candidate.resolve())
-    runs = [path.parent for path in (place / "runs").glob("*/run.json")]
-    if runs:
-        return RunFolder(max(runs, key=_started).resolve())
+    if runs := runs_newest_first(place):
+        return RunFolder(runs[0].path.resolve())
     raise UserError(
         "there is no run here",
         where=str(place),
@@ -135,7 +141,12 @@ def find_run(place: Path) -> RunFolder:
     )
 
 
-def _started(run: Path) -> tuple[float, str]:
+def runs_newest_first(project: Path) -> list[RunFolder]:
+    """The runs of a project by when they began."""
+    found = [RunFolder(path.parent) for path in (project / "runs").glob("*/run.json")]
+    return sorted(found, key=_started, reverse=True)
+
+
+def _started(run: RunFolder) -> tuple[float, str]:
     """When a run began, by its record; a run may have any name."""
-    started = json.loads((run / "run.json").read_text(encoding="utf-8")).get("started", 0.0)
-    return float(started), run.name
+    return float(run.record().get("started", 0.0)), run.run_id

@@ -5,6 +5,8 @@ Knows nothing of how training works.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from typing import Any
 from phinetune.base.files import sha256_file
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
+from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
 from phinetune.training.plan import Plan, SetPlan
 from phinetune.training.settings import TrainingSettings
@@ -47,8 +50,24 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "gpu": gpu,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def origin_of(settings: TrainingSettings, base: Base, files: Sequence[DataFile]) -> Origin:
+    """What the checkpoints of a run with these settings, base and data belong to."""
+    # Defaults stay out: a setting that a later version adds must not disown older checkpoints.
+    text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return Origin(
+        settings_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        base_sha256=base.sha256,
+        train_sha256=files[0].sha256,
+        test_sha256=files[1].sha256,
+    )
 
 
 def plan_values(plan: Plan, forecast: Forecast, adapter: Adapter, base: Base) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
-from phinetune.base.errors import DivergedError
-from phinetune.base.events import Evaluated, Event, SaveDue, Stepped, Trained
+from phinetune.base.errors import DivergedError, SpaceError
+from phinetune.base.events import Evaluated, Event, SaveDue, Stepped, Trained, Warned
 from phinetune.base.seeds import derive
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
@@ -24,23 +23,9 @@ from phinetune.training.packing import Rows, batches, epoch_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.schedule import learning_rate_factor
 from phinetune.training.settings import TrainingSettings
-from phinetune.training.step import make_optimizer, train_step
+from phinetune.training.state import TrainState
+from phinetune.training.step import make_optimizer, most_rows, train_step
 from phinetune.training.validation import validate
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """All that changes while training; everything else is derived from settings, seed and step."""
-
-    adapter: Adapter
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    best_step: int = 0
-    best_loss: float = math.inf
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    num_evaluations_without_improvement: int = 0
-    num_tokens: int = 0
-    num_trained_tokens: int = 0
 
 
 def start(base: Base, adapter: Adapter, settings: TrainingSettings) -> TrainState:
@@ -63,36 +48,48 @@ def train(
 ) -> Iterator[Event]:
     """Train until the planned steps are done or the test loss stops improving.
 
-    Yields `Stepped`, `Evaluated`, `SaveDue` and at last `Trained`, when the best weights are back in
-    the model. Raises `DivergedError` with the weights of the last finite step in place.
+    Goes on from wherever `state` is. Yields `Stepped`, `Evaluated`, `SaveDue`, `Warned` and at last
+    `Trained`, when the best weights are back in the model; at any event `state` may be saved. Raises
+    `DivergedError` with the weights of the last finite step in place.
     """
-    began = time.perf_counter()
+    work = _steps_of_work(state, settings, plan, train_rows)
     stopped_because = "all steps done"
-    if settings.evaluation_strategy != "no":
-        yield _evaluate(base, state, settings, plan, test_rows)
-    for sequences in _steps_of_work(state, settings, plan, train_rows):
-        yield _step(base, state, settings, plan, train_rows, sequences)
-        if state.step in plan.evaluation_steps:
-            yield _evaluate(base, state, settings, plan, test_rows)
-        if state.step in plan.save_steps:
-            yield SaveDue(step=state.step)
+    while True:
+        if state.settled_step < state.step:
+            yield from _settle(base, state, settings, plan, test_rows)
         if state.num_evaluations_without_improvement >= settings.early_stopping_patience:
             stopped_because = (
                 f"no lower test loss in {settings.early_stopping_patience} evaluations "
                 f"(early_stopping_patience)"
             )
             break
+        sequences = next(work, None)
+        if sequences is None:
+            break
+        yield from _step(base, state, settings, plan, train_rows, sequences)
     state.adapter.restore(state.best_weights)
     base.model.eval()
     yield Trained(
         stopped_because=stopped_because,
         num_steps=state.step,
         best_step=state.best_step,
-        seconds=time.perf_counter() - began,
+        seconds=state.seconds,
         num_tokens=state.num_tokens,
         num_trained_tokens=state.num_trained_tokens,
         peak_memory_bytes=peak_bytes(base.device),
     )
+
+
+def _settle(
+    base: Base, state: TrainState, settings: TrainingSettings, plan: Plan, test_rows: Sequence[Rendered]
+) -> Iterator[Event]:
+    """The evaluation and the checkpoint that are due after a step; at step 0 the base is measured."""
+    is_base = state.step == 0 and settings.evaluation_strategy != "no"
+    if is_base or state.step in plan.evaluation_steps:
+        yield _evaluate(base, state, settings, plan, test_rows)
+    state.settled_step = state.step
+    if state.step in plan.save_steps:
+        yield SaveDue(step=state.step)
 
 
 def _steps_of_work(
@@ -120,36 +117,75 @@ def _step(
     plan: Plan,
     rows: Sequence[Rendered],
     sequences: list[Rows],
-) -> Stepped:
+) -> Iterator[Event]:
+    """One update; when the device's memory is full, the same one in pieces of half the size."""
     began = time.perf_counter()
     rate = settings.learning_rate * learning_rate_factor(
         state.step, plan.num_steps, settings.lr_scheduler_type, settings.num_warmup_steps
     )
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    result = train_step(
-        base,
-        state.adapter,
-        state.optimizer,
-        rows,
-        sequences,
-        settings,
-        dropout_seed=derive(settings.seed, "dropout", state.step),
-        step=state.step + 1,
-    )
+        group["lr"] = state.rate_factor * rate
+    while True:
+        try:
+            result = train_step(
+                base,
+                state.adapter,
+                state.optimizer,
+                rows,
+                sequences,
+                settings,
+                dropout_seed=derive(settings.seed, "dropout", state.step),
+                step=state.step + 1,
+                num_halvings=state.num_halvings,
+            )
+            break
+        except torch.OutOfMemoryError:
+            state.optimizer.zero_grad(set_to_none=True)
+        # Out of the handler, so that the tensors its traceback held are free.
+        yield _halved(base, state, settings, rows, sequences)
     state.step += 1
+    seconds = time.perf_counter() - began
+    state.seconds += seconds
     state.num_tokens += result.num_tokens
     state.num_trained_tokens += result.num_trained_tokens
-    return Stepped(
+    yield Stepped(
         step=state.step,
         num_steps=plan.num_steps,
         epoch=state.step / plan.steps_per_epoch,
         loss=result.loss,
-        learning_rate=rate,
+        learning_rate=state.rate_factor * rate,
         grad_norm=result.grad_norm,
         num_tokens=result.num_tokens,
         num_trained_tokens=result.num_trained_tokens,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
+    )
+
+
+def _halved(
+    base: Base,
+    state: TrainState,
+    settings: TrainingSettings,
+    rows: Sequence[Rendered],
+    sequences: list[Rows],
+) -> Warned:
+    """Halve the pieces from now on. Raises `SpaceError` when they hold one example each already."""
+    most = most_rows(base, settings, rows, sequences, state.num_halvings)
+    if most == 1:
+        raise SpaceError(
+            "the device's memory is too small for a single example",
+            where=f"step {state.step + 1}",
+            why="each piece of the step holds one example already",
+            do="write gradient_checkpointing: true, or a smaller finetune_train_seqlen",
+        )
+    state.num_halvings += 1
+    if base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Warned(
+        what=f"the device's memory was full at step {state.step + 1}: {most} examples at once were too many; "
+        f"from here at most {-(-most // 2)}, in the same updates",
+        propose="finetune_train_batch_size: "
+        f"{max(1, settings.finetune_train_batch_size >> state.num_halvings)}, with more "
+        "gradient_accumulation_steps",
     )
 
 
@@ -173,6 +209,10 @@ def _evaluate(
         state.num_evaluations_without_improvement = 0
     elif state.step > 0:
         state.num_evaluations_without_improvement += 1
+    # The counters have counted this evaluation: a state saved from here on must not repeat it.
+    state.settled_step = state.step
+    seconds = time.perf_counter() - began
+    state.seconds += seconds
     return Evaluated(
         step=state.step,
         epoch=state.step / plan.steps_per_epoch,
@@ -180,5 +220,5 @@ def _evaluate(
         token_accuracy=result.token_accuracy,
         num_trained_tokens=result.num_trained_tokens,
         is_best=is_best,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )

@@ -125,6 +125,11 @@ class TrainingSettings(BaseModel):
         "auto",
         "Type of the frozen base; auto probes for fast bfloat16. Adapter weights: float32.",
     )
+    retry_on_divergence: bool = _in(
+        "phinetune",
+        False,
+        "When loss or gradient stop being finite: go back to the last checkpoint once, at half the rate.",
+    )
     compare_nsamples: int = _in(
         "phinetune",
         200,

@@ -6,7 +6,7 @@ same update. Knows nothing of epochs, evaluation or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,40 @@ def pieces(
         yield piece
 
 
+def halved(pieces: Iterable[list[int]], num_halvings: int) -> Iterator[list[int]]:
+    """Each piece in up to 2 ** num_halvings parts, down to one row; rows of a piece never meet.
+
+    >>> list(halved([[0, 1, 2, 3, 4]], 1))
+    [[0, 1, 2], [3, 4]]
+    """
+    for piece in pieces:
+        size = -(-len(piece) // 2**num_halvings)
+        for first in range(0, len(piece), size):
+            yield piece[first : first + size]
+
+
+def _parts(
+    base: Base,
+    settings: TrainingSettings,
+    rows: Sequence[Rendered],
+    sequences: Sequence[Rows],
+    num_halvings: int,
+) -> Iterator[list[int]]:
+    is_cpu = base.device.type == "cpu"
+    return halved(pieces(sequences, rows, settings.finetune_train_batch_size, is_cpu), num_halvings)
+
+
+def most_rows(
+    base: Base,
+    settings: TrainingSettings,
+    rows: Sequence[Rendered],
+    sequences: Sequence[Rows],
+    num_halvings: int,
+) -> int:
+    """The rows of the largest forward pass of a step."""
+    return max(len(part) for part in _parts(base, settings, rows, sequences, num_halvings))
+
+
 def train_step(
     base: Base,
     adapter: Adapter,
@@ -80,8 +114,9 @@ def train_step(
     *,
     dropout_seed: int,
     step: int,
+    num_halvings: int = 0,
 ) -> StepResult:
-    """Update the adapter once.
+    """Update the adapter once; each `num_halvings` halves what goes through the model at once.
 
     Raises `DivergedError`, leaving weights and optimizer untouched, when loss or gradient is not
     finite; it names the step, the rows and the first weight at fault.
@@ -93,7 +128,7 @@ def train_step(
     total = torch.zeros((), device=base.device)
     with torch.random.fork_rng(devices=_cuda_devices(base.device)):
         torch.manual_seed(dropout_seed)
-        for piece in pieces(sequences, rows, settings.finetune_train_batch_size, base.device.type == "cpu"):
+        for piece in _parts(base, settings, rows, sequences, num_halvings):
             batch = PackedBatch.lay([rows[row] for row in piece], base.device)
             loss, _ = trained_token_loss(base, batch)
             (loss / num_trained).backward()
@@ -102,7 +137,8 @@ def train_step(
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     loss_value, norm_value = float(total / num_trained), float(norm)
     if not (torch.isfinite(total) and torch.isfinite(norm)):
-        at_fault = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), "the loss")
+        whole = "the norm of the gradient" if torch.isfinite(total) else "the loss"
+        at_fault = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), whole)
         optimizer.zero_grad(set_to_none=True)
         raise _diverged(step, loss_value, at_fault, [rows[row] for row in used])
     torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)

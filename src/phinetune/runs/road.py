@@ -1,0 +1,111 @@
+"""From a loaded base with an adapter to the proof: train, save, go back when needed, compare.
+
+Knows nothing of how the run folder came about, or of terminals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+from phinetune.base.errors import DivergedError, SpaceError
+from phinetune.base.events import Event, EventLog, SaveDue, Stage, Stopped, Trained, Warned
+from phinetune.evaluation.compare import Progress
+from phinetune.lora.attach import Adapter
+from phinetune.lora.files import load_adapter
+from phinetune.models.loading import Base
+from phinetune.runs.folder import RunFolder
+from phinetune.runs.prepare import Prepared
+from phinetune.runs.proof import prove
+from phinetune.runs.record import origin_of
+from phinetune.runs.resume import bring_back
+from phinetune.runs.saving import Saver
+from phinetune.runs.stopping import StopRequest
+from phinetune.training.checkpoint import Origin, load_checkpoint, newest_valid, steps_newest_first
+from phinetune.training.forecast import Forecast
+from phinetune.training.loop import start, train
+from phinetune.training.state import TrainState
+
+RETRY_RATE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Road:
+    """From a loaded base with an adapter to the proof."""
+
+    run: RunFolder
+    prepared: Prepared
+    base: Base
+    adapter: Adapter
+    expected: Forecast
+    log: EventLog
+    stop: StopRequest
+    on_progress: Progress | None
+
+    def events(self, *, is_resumed: bool) -> Iterator[Event]:
+        """Train, save, compare; the last event is `Finished` or `Stopped`."""
+        settings, plan, base = self.prepared.settings, self.prepared.plan, self.base
+        origin = origin_of(settings, base, self.prepared.files)
+        saver = Saver(
+            run=self.run, prepared=self.prepared, base=base, origin=origin, log=self.log, stop=self.stop
+        )
+        yield Stage(name="train", detail=f"{plan.num_steps} steps")
+        state = start(base, self.adapter, settings)
+        if is_resumed:
+            yield from bring_back(self.run, state, origin)
+        with self.stop.heard():
+            trained = yield from self._trained(state, saver)
+        if trained is None:
+            return
+        yield from saver.adapter(self.adapter, state.best_step)
+        if self.stop.is_wanted:
+            yield Stopped(step=state.step, path=str(self.run.adapter))
+            return
+        # What counts is the adapter on disk: the proof is made with it, not with what is in memory.
+        self.adapter.detach(base.model)
+        adapter = load_adapter(base.model, self.run.adapter, base_sha256=base.sha256)
+        yield from prove(self.run, self.prepared, base, adapter, trained, self.expected, self.on_progress)
+
+    def _trained(self, state: TrainState, saver: Saver) -> Generator[Event, None, Trained | None]:
+        """Train to the end, or to where the run is asked to stop: then None."""
+        settings = self.prepared.settings
+        while True:
+            try:
+                return (yield from self._followed(state, saver))
+            except DivergedError as error:
+                if not settings.retry_on_divergence or state.rate_factor < 1:
+                    raise
+                what = f"{error.what} ({error.where})"
+            yield from self._back_at_half_rate(state, saver.origin, what)
+
+    def _followed(self, state: TrainState, saver: Saver) -> Generator[Event, None, Trained | None]:
+        prepared = self.prepared
+        rows = prepared.train.rendered, prepared.test.rendered
+        for event in train(self.base, state, prepared.settings, prepared.plan, *rows):
+            if not isinstance(event, SaveDue):
+                yield event
+            if isinstance(event, Trained):
+                return event
+            if isinstance(event, SaveDue) or self.stop.is_wanted:
+                # Raised only when the run is asked to stop while it waits for room: what is saved stays.
+                with contextlib.suppress(SpaceError):
+                    yield from saver.checkpoint(state)
+            if self.stop.is_wanted:
+                saved = steps_newest_first(self.run.checkpoints)
+                yield Stopped(step=state.step, path=str(saved[0]) if saved else "")
+                return None
+        raise AssertionError("training ends with Trained")
+
+    def _back_at_half_rate(self, state: TrainState, origin: Origin, what: str) -> Iterator[Event]:
+        """To the last checkpoint, or to the start when there is none yet."""
+        pick = newest_valid(self.run.checkpoints, origin)
+        if pick.path:
+            load_checkpoint(pick.path, state)
+        else:
+            state.begin_again(self.prepared.settings.seed)
+        state.rate_factor = RETRY_RATE
+        yield Warned(
+            what=f"{what}; back to step {state.step}, and on at half the learning rate (retry_on_divergence)",
+            propose=f"learning_rate: {RETRY_RATE * self.prepared.settings.learning_rate:g}",
+        )

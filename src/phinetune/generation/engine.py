@@ -122,6 +122,7 @@ class Engine:
         with self._lock:
             self._check(request)
             row = Row(number=next(self._numbers), request=request, dice=Dice(request.sampling.seed))
+            row.constraint = request.grammar.start() if request.grammar else None
             if request.max_new_tokens <= 0:
                 row.become(State.RUNNING)
                 row.become(State.FINISHED, "length")
@@ -332,16 +333,20 @@ class Engine:
             if not row.tokens and self._prefixes.wants(self._owner(row), request.prompt):
                 content = self._cache.read(row.slot, len(request.prompt))
                 self._prefixes.add(self._owner(row), request.prompt, content)
-            choice = (
-                Choice(token=likeliest_N[index])
-                if request.sampling.is_plain_greedy
-                else choose(logits_NV[index], request.sampling, request.prompt, row.tokens, row.dice)
-            )
+            if row.constraint or not request.sampling.is_plain_greedy:
+                logits_V = row.constraint.allow(logits_NV[index]) if row.constraint else logits_NV[index]
+                choice = choose(logits_V, request.sampling, request.prompt, row.tokens, row.dice)
+            else:
+                choice = Choice(token=likeliest_N[index])
             if choice.token in request.stop_ids:
                 self._leave(row, State.FINISHED, "stop")
                 continue
             row.tokens.append(choice.token)
             if request.sampling.num_logprobs is not None:
                 row.choices.append(choice)
-            if row.num_ids >= self._length_limit(row):
+            if row.constraint:
+                row.constraint.accept(choice.token)
+            if row.constraint and row.constraint.is_complete:
+                self._leave(row, State.FINISHED, "stop")
+            elif row.num_ids >= self._length_limit(row):
                 self._leave(row, State.FINISHED, "length")

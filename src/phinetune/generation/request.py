@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from phinetune.generation.sampling import GREEDY, Choice, Dice, Sampling
+
+if TYPE_CHECKING:
+    from phinetune.generation.constraints import Constraint, Grammar
 
 
 class State(StrEnum):
@@ -33,13 +37,18 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for. `adapter` is None for the base; `deadline` is a time of `time.monotonic`."""
+    """What is asked for.
+
+    `adapter` is None for the base, `grammar` a form that the answer must have, and `deadline` a time of
+    `time.monotonic`.
+    """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
     adapter: str | None = None
     sampling: Sampling = GREEDY
     stop_ids: frozenset[int] = frozenset()
+    grammar: Grammar | None = None
     deadline: float | None = None
 
 
@@ -58,6 +67,7 @@ class Row:
     reason: str = ""
     tokens: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    constraint: Constraint | None = None
     # Where its keys and values are, and how many of its ids they cover.
     slot: int = -1
     num_cached: int = 0

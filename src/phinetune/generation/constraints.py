@@ -21,7 +21,7 @@ from phinetune.base.errors import UserError
 from phinetune.text.tokenizer import TextTokenizer
 
 # White space is allowed where JSON has it, but no model may go on with it for ever.
-_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]{0,2}"}
+_OPTIONS: Any = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]{0,2}"}
 
 
 class Constraint:

@@ -32,6 +32,7 @@ from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
 from phinetune.runs.resume import find_unfinished, refuse_changes, unfinished_note
 from phinetune.runs.road import Road
+from phinetune.runs.sinks.reporting import Reporter, require_installed
 from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
@@ -68,6 +69,7 @@ def train_run(
         yield from unfinished_note(project)
     overrides = {**(found.overrides if found else {}), **(overrides or {})}
     settings = load_settings(project / SETTINGS_FILE, overrides)
+    require_installed(settings.report_to)
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
@@ -119,7 +121,8 @@ def train_run(
             stop=stop or StopRequest(),
             on_progress=on_progress,
         )
-        for event in road.events(is_resumed=found is not None):
+        reporter = Reporter(settings.report_to, run.path, run_json["settings"])
+        for event in reporter.reported(road.events(is_resumed=found is not None)):
             log.append(event)
             if isinstance(event, Finished):
                 # All is done before a caller hears of it, even one that stops listening there.

@@ -96,7 +96,7 @@ def _coerced(key: str, value: Any) -> Any:
     annotation = TrainingSettings.model_fields[key].annotation
     if annotation in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if key == "lora_target_modules" and isinstance(value, list):
+    if isinstance(value, list) and "tuple" in str(annotation):
         return tuple(value)
     return value
 

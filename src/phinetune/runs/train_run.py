@@ -37,7 +37,7 @@ from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
 from phinetune.training.forecast import forecast
-from phinetune.training.lora_yaml import load_settings
+from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
 
 
@@ -68,7 +68,10 @@ def train_run(
     if not found:
         yield from unfinished_note(project)
     overrides = {**(found.overrides if found else {}), **(overrides or {})}
-    settings = load_settings(project / SETTINGS_FILE, overrides)
+    read = read_settings(project / SETTINGS_FILE, overrides)
+    settings = read.settings
+    for note in read.notes:
+        yield Noted(what=note)
     require_installed(settings.report_to)
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)

@@ -80,7 +80,10 @@ class Stepped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated(Event):
-    """Loss and token accuracy over the whole test set at one step; step 0 is the base model."""
+    """Loss and token accuracy over the whole test set at one step.
+
+    Step 0 is before training: the base model, or the adapter that the run goes on from.
+    """
 
     step: int
     epoch: float

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, SettingsError
 from phinetune.base.events import Evaluated, Finished, Noted, Planned, Resumed, Stepped, Trained, Warned
 from phinetune.base.files import manifest_fault, sha256_file
+from phinetune.cli import main
 from phinetune.lora.files import read_metadata
 from phinetune.runs import continuing
 from phinetune.runs.folder import RunFolder
@@ -71,7 +72,7 @@ def test_it_begins_where_the_other_run_ended(project, place):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_history_is_kept_in_the_record_the_summary_and_the_weights(project):
+def test_the_history_is_kept_in_the_record_the_summary_and_the_weights(project, capsys):
     continued(project)
     events = continued(project, "third", run_of(project, "second").adapter)
     run = run_of(project, "third")
@@ -91,6 +92,8 @@ def test_the_history_is_kept_in_the_record_the_summary_and_the_weights(project):
     assert run_of(project, "first").record()["lineage"] == []
     assert "lineage" not in read_metadata(run_of(project, "first").adapter)
     assert any("had 1 before it" in event.what for event in of(Noted, events))
+    assert main.run(["adapter", "show", str(run.adapter)]) == 0
+    assert capsys.readouterr().out.count("before   run ") == 2
 
 
 def test_more_data_may_be_added(project, tmp_path):

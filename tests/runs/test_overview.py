@@ -9,6 +9,7 @@ import pytest
 
 from phinetune.base.errors import UserError
 from phinetune.base.events import Evaluated, EventLog, Finished, Noted, Stepped, event_of, read_events
+from phinetune.runs import watching
 from phinetune.runs.folder import RunFolder, create_run
 from phinetune.runs.overview import overview, side_by_side
 from phinetune.runs.train_run import train_run
@@ -106,6 +107,21 @@ def test_watching_shows_what_was_and_what_comes_until_the_writer_ends(tmp_path):
 
     assert [event.what for event in watch(run, wait)] == ["before", "in halves", "last"]
     assert len(waits) == 3
+
+
+def test_what_a_writer_says_last_is_not_lost(tmp_path, monkeypatch):
+    """It may write and end just while it is asked whether it still lives."""
+    run = RunFolder(tmp_path)
+    log = EventLog(run.events)
+    log.append(Noted(what="first"))
+
+    def ends_meanwhile(path):
+        log.append(Noted(what="last"))
+        log.close()
+        return False
+
+    monkeypatch.setattr(watching, "is_being_written", ends_meanwhile)
+    assert [event.what for event in watch(run)] == ["first", "last"]
 
 
 def test_a_run_that_is_over_is_shown_without_waiting(runs):

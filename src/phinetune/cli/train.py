@@ -27,6 +27,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run after its last checkpoint.")
     ] = False,
+    from_adapter: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this adapter: a run, or a PEFT directory."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting for this run; may be repeated."),
@@ -37,7 +41,15 @@ def train(
     """Train an adapter, then compare it with the base model on the test set."""
     confirm = is_wanted if not (yes or json) else None
     overrides = parse_overrides(set_ or [])
-    show_run(project, run_name=run or None, overrides=overrides, resume=resume, json=json, confirm=confirm)
+    show_run(
+        project,
+        run_name=run or None,
+        overrides=overrides,
+        resume=resume,
+        from_adapter=from_adapter,
+        json=json,
+        confirm=confirm,
+    )
 
 
 def parse_overrides(settings: list[str]) -> dict[str, str]:
@@ -71,6 +83,7 @@ def show_run(
     overrides: Mapping[str, str],
     json: bool,
     resume: bool = False,
+    from_adapter: Path | None = None,
     confirm: Callable[[dict[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
     """Run and show; ends the command when the user declines or interrupts. Returns the summary."""
@@ -88,6 +101,7 @@ def show_run(
         run_name=run_name,
         overrides=overrides,
         resume=resume,
+        from_adapter=from_adapter,
         stop=stop,
         on_progress=view.comparing,
     )

@@ -26,17 +26,19 @@ from phinetune.base.files import require_free_space
 from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter, LoraSettings, attach
 from phinetune.models.loading import Base, load_base
+from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_on, read_beginning, with_shape
 from phinetune.runs.folder import checked_run_path, create_run
 from phinetune.runs.prepare import prepare
 from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
 from phinetune.runs.resume import find_unfinished, refuse_changes, unfinished_note
 from phinetune.runs.road import Road
+from phinetune.runs.sinks.reporting import Reporter, require_installed
 from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
 from phinetune.training.forecast import forecast
-from phinetune.training.lora_yaml import load_settings
+from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
 
 
@@ -46,18 +48,26 @@ def train_run(
     run_name: str | None = None,
     overrides: Mapping[str, str] | None = None,
     resume: bool = False,
+    from_adapter: Path | None = None,
     stop: StopRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Event]:
     """Train a project's adapter and compare it with its base; the last event is `Finished`.
 
-    With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. Once
+    With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. With
+    `from_adapter` a new run begins with the weights of that adapter (a PEFT directory or a run). Once
     `stop` is wanted a checkpoint is saved after the step, and the last event is `Stopped`.
     `on_progress(done, total)` counts examples while base and adapter are compared.
 
     Raises `UserError` before any folder is made when the input is wrong, `DivergedError` when the
     loss stops being finite. Closing the generator ends the run; its last checkpoint stays.
     """
+    if resume and from_adapter:
+        raise SettingsError(
+            "a run that is resumed has its adapter already",
+            where="--from-adapter",
+            do="leave out --from-adapter, or --resume",
+        )
     found = find_unfinished(project, run_name) if resume else None
     if found and found.summary:
         yield Noted(what=f"run '{found.run.run_id}' is finished: there is nothing to resume")
@@ -67,7 +77,15 @@ def train_run(
     if not found:
         yield from unfinished_note(project)
     overrides = {**(found.overrides if found else {}), **(overrides or {})}
-    settings = load_settings(project / SETTINGS_FILE, overrides)
+    read = read_settings(project / SETTINGS_FILE, overrides)
+    settings = read.settings
+    for note in read.notes:
+        yield Noted(what=note)
+    require_installed(settings.report_to)
+    beginning = beginning_of(found.run) if found else from_adapter and read_beginning(from_adapter)
+    if beginning:
+        settings, differing = with_shape(settings, beginning, overrides)
+        yield from notes_on(beginning, differing)
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
@@ -75,11 +93,19 @@ def train_run(
     if found:
         refuse_changes(found, settings, base, prepared.files)
     _check_lengths(settings, base, prepared.renderer)
-    adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
+    if beginning:
+        adapter = attached(base, beginning, settings.lora_dropout)
+    else:
+        adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
     expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered)
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base))
+    planned = Planned(
+        plan={
+            **plan_values(prepared.plan, expected, adapter, base),
+            **({"from_adapter": str(beginning.folder)} if beginning else {}),
+        }
+    )
     yield planned
 
     run_json: dict[str, Any] = (
@@ -93,10 +119,13 @@ def train_run(
             "settings": settings.model_dump(mode="json"),
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
+            "lineage": list(beginning.lineage) if beginning else [],
             "machine": machine(),
         }
     )
     run = found.run if found else create_run(path, run_json)
+    if beginning and not found:
+        keep_copy(run, beginning)
     log = EventLog(run.events)
     status = "failed"
 
@@ -119,7 +148,8 @@ def train_run(
             stop=stop or StopRequest(),
             on_progress=on_progress,
         )
-        for event in road.events(is_resumed=found is not None):
+        reporter = Reporter(settings.report_to, run.path, run_json["settings"])
+        for event in reporter.reported(road.events(is_resumed=found is not None)):
             log.append(event)
             if isinstance(event, Finished):
                 # All is done before a caller hears of it, even one that stops listening there.

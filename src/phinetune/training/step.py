@@ -34,19 +34,6 @@ class StepResult:
     num_trained_tokens: int
 
 
-def make_optimizer(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the adapter's float32 weights, in one fused call where the device has it."""
-    parameters = adapter.parameters()
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
-
-
 def pieces(
     sequences: Sequence[Rows], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
 ) -> Iterator[list[int]]:
@@ -130,7 +117,7 @@ def train_step(
         torch.manual_seed(dropout_seed)
         for piece in _parts(base, settings, rows, sequences, num_halvings):
             batch = PackedBatch.lay([rows[row] for row in piece], base.device)
-            loss, _ = trained_token_loss(base, batch)
+            loss, _ = trained_token_loss(base, batch, settings.label_smoothing)
             (loss / num_trained).backward()
             total += loss.detach()
     gradients = {name: weight.grad for name, weight in adapter.named_parameters() if weight.grad is not None}

@@ -88,7 +88,17 @@ def test_the_seed_alone_decides():
 def test_greedy_draws_nothing():
     dice = Dice(1)
     choose(LOGITS, GREEDY, (), (), dice)
-    assert dice.roll() == Dice(1).roll()
+    assert torch.equal(dice.roll(3), Dice(1).roll(3))
+
+
+def test_rounding_in_the_logits_changes_no_choice():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, generator=generator)
+    one, other = Dice(5), Dice(5)
+    for sampling in (Sampling(temperature=1.0), Sampling(temperature=0.9, top_p=0.9, top_k=40)):
+        for _ in range(300):
+            near = logits + 1e-6 * torch.randn(4000, generator=generator)
+            assert choose(logits, sampling, (), (), one) == choose(near, sampling, (), (), other)
 
 
 @pytest.mark.parametrize(

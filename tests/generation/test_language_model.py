@@ -1,4 +1,4 @@
-"""The Windows-shaped LanguageModel: its statuses, its streams, and the documentation's sample as it stands."""
+"""The Windows-shaped LanguageModel: statuses, streams, and the documentation's sample as it stands."""
 
 from __future__ import annotations
 

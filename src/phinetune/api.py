@@ -34,19 +34,29 @@ def train(
     run_name: str | None = None,
     settings: Mapping[str, str] | None = None,
     resume: bool = False,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> Iterator[Event]:
     """Train a project folder; yields events, the last is `Finished` with the run's summary.
 
     `settings` change lora.yaml for this run and are written as there: `{"learning_rate": "1e-3"}`.
-    `resume` goes on with the named run, or the newest interrupted one. Nothing happens until the first
-    event is asked for.
+    `resume` goes on with the named run, or the newest interrupted one. `nproc` processes of this machine
+    share the work, and with `shard` the base; under torchrun only the first process has events. Nothing
+    happens until the first event is asked for.
 
         for event in phinetune.train("my-project"):
             print(event)
     """
     from phinetune.runs.train_run import train_run
 
-    yield from train_run(Path(project), run_name=run_name, overrides=dict(settings or {}), resume=resume)
+    yield from train_run(
+        Path(project),
+        run_name=run_name,
+        overrides=dict(settings or {}),
+        resume=resume,
+        nproc=nproc,
+        shard=shard,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

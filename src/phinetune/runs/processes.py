@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch.distributed.distributed_c10d import FileStore
+import torch.distributed as dist
 
 from phinetune.base.errors import LostProcessError, UserError
 from phinetune.training.distributed import Ranks, joined
@@ -211,7 +211,7 @@ def use_own_device(device_type: str, place: Place) -> None:
 
 def local_store(folder: Path, size: int) -> object:
     """Where processes of one machine find each other: a file, so that no port is open for it."""
-    return FileStore(str(folder / STORE_FILE), size)
+    return dist.FileStore(str(folder / STORE_FILE), size)  # type: ignore[attr-defined]
 
 
 def ready_file(folder: Path, rank: int) -> Path:

@@ -6,18 +6,16 @@ They read the project and its base, and write nothing. Knows nothing of run fold
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from phinetune.base.errors import DivergedError, PhinetuneError
+from phinetune.base.errors import DivergedError
 from phinetune.base.events import Trained
 from phinetune.lora.attach import attach
 from phinetune.models.device import Compute
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.prepare import Prepared, lora_settings, prepare
-from phinetune.runs.processes import Place, end_with_parent, local_store, ready_file, use_own_device
+from phinetune.runs.processes import Place, use_own_device
 from phinetune.runs.proof import compare_with_base
 from phinetune.runs.record import package_versions
 from phinetune.runs.road import may_retry
@@ -96,29 +94,3 @@ def take_part(project: Path, place: Place, stop: StopRequest, *, is_sharded: boo
     """`follow` in a process that torchrun has started."""
     with joined(place.rank, place.size, is_sharded=is_sharded) as ranks:
         follow(project, place, ranks, stop)
-
-
-def main() -> int:
-    """Take part as a helper on the first process's machine; `Processes` gives the arguments."""
-    folder, project = Path(sys.argv[1]), Path(sys.argv[2])
-    rank, size, is_sharded = int(sys.argv[3]), int(sys.argv[4]), bool(int(sys.argv[5]))
-    stop = StopRequest()
-
-    def ask(*_: object) -> None:
-        stop.is_wanted = True
-
-    signal.signal(signal.SIGTERM, ask)
-    end_with_parent()
-    store = local_store(folder, size)
-    ready_file(folder, rank).touch()
-    try:
-        with joined(rank, size, store=store, is_sharded=is_sharded) as ranks:
-            follow(project, Place(rank=rank, size=size, local_rank=rank), ranks, stop)
-    except PhinetuneError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Bring the processes of one run together: start helpers on this machine, or join those torchrun started.
 
 The caller's process is the first one; its terminal, signals and files stay its own. Helpers are other
-Python processes that run `phinetune.runs.following`; they end when the first one does, however that ends.
+Python processes that run `phinetune.runs.helper`; they end when the first one does, however that ends.
 Knows nothing of what a run does.
 """
 
@@ -26,7 +26,7 @@ import torch.distributed as dist
 from phinetune.base.errors import LostProcessError, UserError
 from phinetune.training.distributed import Ranks, joined
 
-FOLLOWER = "phinetune.runs.following"
+HELPER = "phinetune.runs.helper"
 STORE_FILE = "store"
 END_S = 10.0
 # A GPU that waits for a lost one cannot be interrupted; after this long the process ends itself.
@@ -131,7 +131,7 @@ class Processes:
 
     def _start_helpers(self, num_threads: int) -> None:
         for rank in range(1, self._num):
-            command = [sys.executable, "-m", FOLLOWER, str(self._folder), str(self._project.absolute())]
+            command = [sys.executable, "-m", HELPER, str(self._folder), str(self._project.absolute())]
             command += [str(rank), str(self._num), str(int(self._is_sharded))]
             with self._log(rank).open("wb") as log:
                 helper = subprocess.Popen(
@@ -217,17 +217,6 @@ def local_store(folder: Path, size: int) -> object:
 def ready_file(folder: Path, rank: int) -> Path:
     """Made by a helper once it is about to join."""
     return folder / f"ready-{rank}"
-
-
-def end_with_parent() -> None:
-    """End this process when its standard input closes: its parent is gone, or wants it so."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -56,12 +56,18 @@ class Road:
         settings, plan, base = self.prepared.settings, self.prepared.plan, self.base
         origin = origin_of(settings, base, self.prepared.files)
         saver = Saver(
-            run=self.run, prepared=self.prepared, base=base, origin=origin, log=self.log, stop=self.stop
+            run=self.run,
+            prepared=self.prepared,
+            base=base,
+            origin=origin,
+            log=self.log,
+            stop=self.stop,
+            num_processes=self.ranks.size,
         )
         yield Stage(name="train", detail=f"{plan.num_steps} steps")
         state = start(base, self.adapter, settings)
         if is_resumed:
-            yield from bring_back(self.run, state, origin)
+            yield from bring_back(self.run, state, origin, num_processes=self.ranks.size)
         self.ranks.share_state(state)
         with self.stop.heard():
             trained = yield from self._trained(state, saver)

@@ -128,6 +128,7 @@ def _lead(
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
             "machine": machine(),
+            "processes": ranks.size,
         }
     )
     run = found.run if found else create_run(path, run_json)

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,6 +206,7 @@ ALONE = Ranks()
 @contextlib.contextmanager
 def joined(rank: int, size: int, *, store: Any = None, is_sharded: bool = False) -> Iterator[Ranks]:
     """Within the block this process is one of `size`; without a `store` they meet as MASTER_ADDR says."""
+    excepthook = sys.excepthook  # which PyTorch replaces by its own
     has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
@@ -217,3 +219,4 @@ def joined(rank: int, size: int, *, store: Any = None, is_sharded: bool = False)
         yield Ranks(rank=rank, size=size, is_sharded=is_sharded)
     finally:
         dist.destroy_process_group()
+        sys.excepthook = excepthook

@@ -118,6 +118,8 @@ class Processes:
         self._start_helpers(self._threads.enter_context(divided_threads(self._num)))
         store = local_store(self._folder, self._num)
         self.ranks = self._stack.enter_context(joined(0, self._num, store=store, is_sharded=self._is_sharded))
+        # Before this process leaves: what it may still wait for then fails instead of lasting for ever.
+        self._stack.callback(self._end_helpers)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

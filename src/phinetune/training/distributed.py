@@ -22,7 +22,8 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,9 @@ class Ranks:
 
     def passes(self, parts: Sequence[list[int]], filler: list[int]) -> Iterator[tuple[list[int], float]]:
         """The rows of each forward pass and their weight: 0 for one that is made only to keep step."""
+        num_idle = self.highest(len(parts)) - len(parts) if self.is_sharded else 0
         yield from ((part, 1.0) for part in parts)
-        if self.is_sharded:
-            yield from ((filler, 0.0) for _ in range(self.highest(len(parts)) - len(parts)))
+        yield from ((filler, 0.0) for _ in range(num_idle))
 
     def add_gradients(self, parameters: Sequence[torch.nn.Parameter], loss: Tensor) -> None:
         """Put the sum over all ranks in the place of every gradient and of `loss`, in one message."""
@@ -94,7 +95,7 @@ class Ranks:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([tensor.reshape(-1) for tensor in (*gradients, loss)])
-        self._add(flat)
+        self._talk(dist.all_reduce, flat)
         sums = flat.split([*(parameter.numel() for parameter in parameters), 1])
         for parameter, gradient in zip(parameters, sums, strict=False):
             parameter.grad = gradient.view_as(parameter)
@@ -103,7 +104,7 @@ class Ranks:
     def add(self, values: Tensor) -> Tensor:
         """The sum of a CPU tensor over all ranks."""
         if self.size > 1:
-            self._add(values)
+            self._talk(dist.all_reduce, values)
         return values
 
     def highest(self, value: int) -> int:
@@ -111,8 +112,7 @@ class Ranks:
         if self.size == 1:
             return value
         held = torch.tensor(value, dtype=torch.int64)
-        with self._losing():
-            dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        self._talk(dist.all_reduce, held, op=dist.ReduceOp.MAX)
         return int(held)
 
     def any(self, is_so: bool) -> bool:
@@ -137,12 +137,11 @@ class Ranks:
         if self.size == 1:
             return content
         length = torch.tensor(len(content), dtype=torch.int64)
-        with self._losing():
-            dist.broadcast(length, src=0)
-            if not int(length):
-                return b""
-            held = torch.frombuffer(bytearray(content if self.is_first else int(length)), dtype=torch.uint8)
-            dist.broadcast(held, src=0)
+        self._talk(dist.broadcast, length, src=0)
+        if not int(length):
+            return b""
+        held = torch.frombuffer(bytearray(content if self.is_first else int(length)), dtype=torch.uint8)
+        self._talk(dist.broadcast, held, src=0)
         return held.numpy().tobytes()
 
     def require_same(self, facts: Mapping[str, str]) -> None:
@@ -183,14 +182,15 @@ class Ranks:
                 do="use machines of one kind, with the same versions and threads per process",
             )
 
-    def _add(self, values: Tensor) -> None:
-        with self._losing():
-            dist.all_reduce(values)
-
-    @contextlib.contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _talk(self, begin: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Begin and wait, in Python: a signal is heard while others are still at work."""
+        pause_s = 1e-5
         try:
-            yield
+            work = begin(*args, **options, async_op=True)
+            while not work.is_completed():
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.01)
+            work.wait()
         except RuntimeError as error:  # all that torch.distributed raises
             raise LostProcessError(
                 "a process of the run is lost",

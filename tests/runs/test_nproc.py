@@ -18,6 +18,7 @@ from phinetune.base.errors import LostProcessError, UserError
 from phinetune.base.events import Event, Finished, Stepped, Stopped, Warned
 from phinetune.lora.tensor_file import read_tensors
 from phinetune.runs.folder import RunFolder
+from phinetune.runs.processes import on_loopback
 from phinetune.runs.stopping import StopRequest
 from phinetune.runs.train_run import train_run
 
@@ -234,9 +235,11 @@ def test_torchrun_trains_the_same_and_only_one_process_speaks(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-addr", "127.0.0.1"]
     command = [*torchrun, "-m", "--", "phinetune", "train", str(project), "--json"]
+    with on_loopback():
+        environment = dict(os.environ)
     result = subprocess.run(
         [*command, "--run", "two"], capture_output=True, text=True, timeout=150, check=False,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        env=environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["run_id"] == "two"

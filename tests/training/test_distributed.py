@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_training import tiny_training
 
 from phinetune.base.events import Stepped, Trained
+from phinetune.runs.processes import on_loopback
 from phinetune.training.distributed import ALONE, divided
 
 STEPS = {
@@ -64,7 +65,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes saw in every case of two_ranks.py."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("two_ranks.py")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    with on_loopback():
+        environment = dict(os.environ)
     outs = [folder / f"{rank}.json" for rank in range(2)]
     processes = [
         subprocess.Popen([sys.executable, script, folder / "store", str(rank), out], env=environment)
@@ -144,3 +146,11 @@ def test_what_one_says_all_hear(answers):
             "any": [True, False],
             "highest": 10,
         }
+
+
+@pytest.mark.slow
+def test_each_process_holds_its_part_of_a_divided_base(answers):
+    first, second = (answer["divided_base"] for answer in answers)
+    assert first["furthest"] == second["furthest"] == 0 < first["largest"]
+    assert first["whole"] == second["whole"] == first["part"] + second["part"]
+    assert 0.4 < first["part"] / first["whole"] < 0.6

@@ -16,9 +16,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 import torch
 import torch.distributed as dist
 from tiny_training import TinyTraining, tiny_training
+from torch.distributed.tensor import DTensor
 
 from phinetune.base.errors import PhinetuneError
 from phinetune.base.events import Event, Stepped, Trained, Warned
+from phinetune.lora.attach import Adapter, attach
+from phinetune.models.batch import PackedBatch
+from phinetune.models.loss import trained_token_loss
+from phinetune.models.sharding import shard_blocks
 from phinetune.training import step as step_module
 from phinetune.training.distributed import Ranks, joined
 from phinetune.training.loop import train
@@ -104,6 +109,32 @@ def other_facts(ranks: Ranks) -> dict[str, Any]:
     return answer
 
 
+def divided_base(ranks: Ranks) -> dict[str, Any]:
+    """Gradients before and after the blocks are divided, and how many numbers this process holds then."""
+    training = tiny_training()
+    base, batch = training.base, PackedBatch.lay(training.train_rows[:3])
+
+    def gradients(adapter: Adapter) -> torch.Tensor:
+        base.model.train()
+        with torch.no_grad():
+            for weight in adapter.parameters():
+                weight += 0.01
+        trained_token_loss(base, batch)[0].backward()
+        return torch.cat([weight.grad.flatten() for weight in adapter.parameters()])  # type: ignore[union-attr]
+
+    before = gradients(training.adapter)
+    training.adapter.detach(base.model)
+    shard_blocks(base.model, base.device)
+    after = gradients(attach(base.model, training.adapter.settings, seed=training.settings.seed))
+    held = [weight for weight in base.model.parameters() if isinstance(weight, DTensor)]
+    return {
+        "furthest": float((before - after).abs().max()),
+        "largest": float(before.abs().max()),
+        "whole": sum(weight.numel() for weight in held),
+        "part": sum(weight.to_local().numel() for weight in held),
+    }
+
+
 def a_word_to_all(ranks: Ranks) -> dict[str, Any]:
     words = [b"from the first" if ranks.is_first else b"", b""]
     return {
@@ -122,7 +153,8 @@ def refused(work: Callable[[], object]) -> dict[str, Any]:
 
 
 CASES = [
-    alike, with_dropout, full_memory, state_of_the_first, weights_apart, other_facts, a_word_to_all,
+    alike, with_dropout, full_memory, state_of_the_first, weights_apart, other_facts, divided_base,
+    a_word_to_all,
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from phinetune.base.errors import ModelError
@@ -26,7 +27,10 @@ def shard_blocks(model: PreTrainedModel, device: torch.device) -> None:
     decoder = model.get_decoder()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in _blocks(decoder, int(model.config.num_hidden_layers)):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # The decoder last, with no weights to divide: it lets the next block's come while one computes.
+    whole = {weight for weight in decoder.parameters() if not isinstance(weight, DTensor)}
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
 
 
 def _blocks(decoder: nn.Module, number: int) -> nn.ModuleList:

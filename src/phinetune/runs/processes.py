@@ -124,8 +124,9 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._place and not self._is_told and error is None:
-            self.ranks.from_first(b"")  # there is nothing to do
+        if self._place and not self._is_told:
+            with contextlib.suppress(LostProcessError):
+                self.ranks.from_first(b"")  # there is nothing to do
         explained = self._explained(error) if isinstance(error, LostProcessError) else None
         self._stack.close()
         if explained:

@@ -113,7 +113,7 @@ def _lead(
     expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base))
+    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base, num_processes=ranks.size))
     yield planned
 
     run_json: dict[str, Any] = (
@@ -128,9 +128,9 @@ def _lead(
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
             "machine": machine(),
-            "processes": ranks.size,
         }
     )
+    run_json["processes"] = ranks.size
     run = found.run if found else create_run(path, run_json)
     log = EventLog(run.events)
     status = "failed"

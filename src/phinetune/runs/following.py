@@ -19,7 +19,7 @@ from phinetune.runs.processes import Place, use_own_device
 from phinetune.runs.proof import compare_with_base
 from phinetune.runs.record import package_versions
 from phinetune.runs.road import may_retry
-from phinetune.runs.stopping import StopRequest, agreed
+from phinetune.runs.stopping import StopRequest
 from phinetune.training.distributed import Ranks, joined
 from phinetune.training.forecast import forecast
 from phinetune.training.loop import start, train
@@ -82,9 +82,11 @@ def _trained(base: Base, state: TrainState, prepared: Prepared, ranks: Ranks, st
         ranks.share_state(state)
         events = train(base, state, settings, plan, prepared.train.rendered, prepared.test.rendered, ranks)
         try:
-            for event, is_ending in agreed(events, ranks, stop):
-                if is_ending or isinstance(event, Trained):
-                    return not is_ending
+            for event in events:
+                if isinstance(event, Trained):
+                    return True
+                if ranks.any(stop.is_wanted):
+                    return False
         except DivergedError:
             if not may_retry(settings, state):
                 return False

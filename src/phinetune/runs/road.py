@@ -22,7 +22,7 @@ from phinetune.runs.proof import prove
 from phinetune.runs.record import origin_of
 from phinetune.runs.resume import bring_back
 from phinetune.runs.saving import Saver
-from phinetune.runs.stopping import StopRequest, agreed
+from phinetune.runs.stopping import StopRequest
 from phinetune.training.checkpoint import Origin, load_checkpoint, newest_valid, steps_newest_first
 from phinetune.training.distributed import Ranks
 from phinetune.training.forecast import Forecast
@@ -96,8 +96,7 @@ class Road:
                 what = f"{error.what} ({error.where})"
             except LostProcessError:
                 # The step it was lost in has changed nothing: what was trained before is whole.
-                with contextlib.suppress(SpaceError):
-                    yield from saver.checkpoint(state)
+                yield from self._saved(state, saver)
                 raise
             yield from self._back_at_half_rate(state, saver.origin, what)
             self.ranks.share_state(state)
@@ -105,21 +104,27 @@ class Road:
     def _followed(self, state: TrainState, saver: Saver) -> Generator[Event, None, Trained | None]:
         prepared = self.prepared
         rows = prepared.train.rendered, prepared.test.rendered
-        events = train(self.base, state, prepared.settings, prepared.plan, *rows, self.ranks)
-        for event, is_ending in agreed(events, self.ranks, self.stop):
-            if not isinstance(event, SaveDue):
+        for event in train(self.base, state, prepared.settings, prepared.plan, *rows, self.ranks):
+            is_saving = isinstance(event, SaveDue)
+            if is_saving:
+                yield from self._saved(state, saver)
+            else:
                 yield event
             if isinstance(event, Trained):
                 return event
-            if isinstance(event, SaveDue) or is_ending:
-                # Raised only when the run is asked to stop while it waits for room: what is saved stays.
-                with contextlib.suppress(SpaceError):
-                    yield from saver.checkpoint(state)
-            if is_ending:
+            # The same answer in all processes, whichever was asked to end.
+            if self.ranks.any(self.stop.is_wanted):
+                if not is_saving:
+                    yield from self._saved(state, saver)
                 saved = steps_newest_first(self.run.checkpoints)
                 yield Stopped(step=state.step, path=str(saved[0]) if saved else "")
                 return None
         raise AssertionError("training ends with Trained")
+
+    def _saved(self, state: TrainState, saver: Saver) -> Iterator[Event]:
+        # The disk may be full for good only when the run is asked to stop meanwhile: what is saved stays.
+        with contextlib.suppress(SpaceError):
+            yield from saver.checkpoint(state)
 
     def _back_at_half_rate(self, state: TrainState, origin: Origin, what: str) -> Iterator[Event]:
         """To the last checkpoint, or to the start when there is none yet."""

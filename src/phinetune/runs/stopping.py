@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from phinetune.base.events import Event
-    from phinetune.training.distributed import Ranks
+from collections.abc import Iterator
 
 
 class StopRequest:
@@ -26,9 +21,3 @@ class StopRequest:
             yield
         finally:
             self.is_heard = False
-
-
-def agreed(events: Iterable[Event], ranks: Ranks, stop: StopRequest) -> Iterator[tuple[Event, bool]]:
-    """Each event, and whether any process of the run is asked to end: the same answer in all of them."""
-    for event in events:
-        yield event, ranks.any(stop.is_wanted)

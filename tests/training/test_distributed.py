@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import tiny_training
 
+from phinetune.base.errors import SpaceError
 from phinetune.base.events import Stepped, Trained
 from phinetune.runs.processes import on_loopback
-from phinetune.training.distributed import ALONE, divided
+from phinetune.training.distributed import ALONE, Ranks, divided
 
 STEPS = {
     "finetune_train_batch_size": 4, "num_training_steps": 4, "adam_epsilon": 1e-5, "learning_rate": 1e-3,
@@ -57,6 +58,12 @@ def test_one_process_alone_talks_to_nobody():
     assert ALONE.from_first(b"word") == b"word"
     assert list(ALONE.passes([[1, 2], [3]], filler=[9])) == [([1, 2], 1.0), ([3], 1.0)]
     with pytest.raises(torch.OutOfMemoryError), ALONE.full_together():
+        raise torch.OutOfMemoryError
+
+
+def test_with_a_divided_base_full_memory_ends_the_process_at_once():
+    """The others wait inside a forward pass: an agreement with them would never come about."""
+    with pytest.raises(SpaceError, match="memory is full"), Ranks(size=2, is_sharded=True).full_together():
         raise torch.OutOfMemoryError
 
 

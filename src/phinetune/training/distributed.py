@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from phinetune.base.errors import LostProcessError, UserError
+from phinetune.base.errors import LostProcessError, SpaceError, UserError
 from phinetune.text.render import Rendered
 from phinetune.training.checkpoint import counters_of, set_state, state_tensors
 from phinetune.training.packing import Rows
@@ -93,8 +93,9 @@ class Ranks:
         """Put the sum over all ranks in the place of every gradient and of `loss`, in one message."""
         if self.size == 1:
             return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([tensor.reshape(-1) for tensor in (*gradients, loss)])
+        with self.full_together():
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            flat = torch.cat([tensor.reshape(-1) for tensor in (*gradients, loss)])
         self._talk(dist.all_reduce, flat)
         sums = flat.split([*(parameter.numel() for parameter in parameters), 1])
         for parameter, gradient in zip(parameters, sums, strict=False):
@@ -121,13 +122,21 @@ class Ranks:
 
     @contextlib.contextmanager
     def full_together(self) -> Iterator[None]:
-        """When one rank's device memory is full within the block, all raise `OutOfMemoryError` at its end."""
+        """When one rank's device memory is full within the block, all raise `OutOfMemoryError` at its end.
+
+        Of a divided base the others wait for this rank's part already and cannot be told: `SpaceError`.
+        """
         try:
             yield
-        except torch.OutOfMemoryError:
-            # Of a divided base the others wait for this rank's part already: nothing can be said to them.
-            if not self.is_sharded:
-                self.any(True)
+        except torch.OutOfMemoryError as error:
+            if self.is_sharded:
+                raise SpaceError(
+                    "the device's memory is full",
+                    where=f"process {self.rank + 1} of {self.size}",
+                    why="with a divided base a step cannot be tried again in smaller pieces",
+                    do="write a smaller finetune_train_batch_size, or gradient_checkpointing: true",
+                ) from error
+            self.any(True)
             raise
         if not self.is_sharded and self.any(False):
             raise torch.OutOfMemoryError("the memory of another process's device is full")

@@ -44,6 +44,31 @@ def test_train_ends_with_the_proof_and_the_next_commands(
         assert part in out
 
 
+def test_a_run_may_begin_with_the_adapter_of_another(
+    run_folder: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--run", "further", "--yes", "--from-adapter", run_folder)
+    assert run("train", project, *arguments) == 0
+    err = capsys.readouterr().err
+    assert "training goes on from" in err
+    assert "start     test loss" in err
+    assert "base      test loss" not in err
+    assert summary_of(project / "runs" / "further")["lineage"][0]["run_id"] == run_folder.name
+
+
+def test_new_takes_a_preset_and_refuses_an_unknown_one(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = project / "dataset"
+    files = ("--model", "demo", "--train", data / "train.json", "--test", data / "test.json")
+    assert run("new", tmp_path / "p", *files, "--preset", "phi-silica") == 0
+    assert "template of the AI Toolkit" in capsys.readouterr().out
+    assert "\nfinetune_train_seqlen: 1024\n" in (tmp_path / "p" / "lora" / "lora.yaml").read_text()
+    assert run("new", tmp_path / "q", *files, "--preset", "phi-silca") == 2
+    assert "write 'phi-silica'" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
 def test_a_taken_run_name_is_refused(
     run_folder: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

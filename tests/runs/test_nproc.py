@@ -250,3 +250,18 @@ def test_torchrun_trains_the_same_and_only_one_process_speaks(
     )
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["run_id"] == "two"
+
+
+@pytest.mark.slow
+def test_going_on_from_an_adapter_and_another_optimizer_are_the_same(
+    new_project: Callable[..., Path],
+) -> None:
+    """The adapter has another rank than lora.yaml: its shape reaches the other process."""
+    changes = {"optimizer": "sgd", "label_smoothing": 0.1, "learning_rate": 0.1}
+    project = new_project(**{**SETTINGS, **changes})
+    list(train_run(project, run_name="begin", overrides={"lora_r": "2"}))
+    begin = project / "runs" / "begin"
+    list(train_run(project, run_name="one", from_adapter=begin))
+    list(train_run(project, run_name="two", from_adapter=begin, nproc=2))
+    assert_same(run_of(project, "one"), run_of(project, "two"))
+    assert all(2 in weight.shape for weight in weights(run_of(project, "two")).values())

@@ -23,8 +23,8 @@ from phinetune.training import loop
 from phinetune.training.validation import Validation
 
 SUMMARY_KEYS = {
-    "run_id", "status", "stopped_because", "base", "adapter", "data", "steps", "best_step", "seconds",
-    "tokens_per_second", "peak_memory_bytes", "forecast", "evaluation", "warnings",
+    "run_id", "status", "stopped_because", "base", "adapter", "data", "lineage", "steps", "best_step",
+    "seconds", "tokens_per_second", "peak_memory_bytes", "forecast", "evaluation", "warnings",
 }  # fmt: skip
 
 

@@ -27,6 +27,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run after its last checkpoint.")
     ] = False,
+    from_adapter: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this adapter: a run, or a PEFT directory."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting for this run; may be repeated."),
@@ -49,6 +53,7 @@ def train(
         run_name=run or None,
         overrides=overrides,
         resume=resume,
+        from_adapter=from_adapter,
         json=json,
         confirm=confirm,
         nproc=nproc,
@@ -87,6 +92,7 @@ def show_run(
     overrides: Mapping[str, str],
     json: bool,
     resume: bool = False,
+    from_adapter: Path | None = None,
     confirm: Callable[[dict[str, Any]], bool] | None = None,
     nproc: int = 1,
     shard: bool = False,
@@ -109,6 +115,7 @@ def show_run(
         run_name=run_name,
         overrides=overrides,
         resume=resume,
+        from_adapter=from_adapter,
         stop=stop,
         on_progress=view.comparing,
         nproc=nproc,

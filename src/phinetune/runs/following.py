@@ -5,16 +5,18 @@ They read the project and its base, and write nothing. Knows nothing of run fold
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from phinetune.base.errors import DivergedError
 from phinetune.base.events import Trained
-from phinetune.lora.attach import attach
+from phinetune.lora.attach import Adapter, attach
+from phinetune.lora.settings import LoraSettings
 from phinetune.models.device import Compute
 from phinetune.models.loading import Base, load_base
-from phinetune.runs.prepare import Prepared, lora_settings, prepare
+from phinetune.runs.prepare import Prepared, prepare
 from phinetune.runs.processes import Place, use_own_device
 from phinetune.runs.proof import compare_with_base
 from phinetune.runs.record import package_versions
@@ -32,6 +34,18 @@ def settings_told(settings: TrainingSettings, compute: Compute) -> bytes:
     """What the first process tells the others to train with: device and type as it has chosen them."""
     chosen = {"device": compute.device.type, "dtype": compute.dtype_name}
     return json.dumps(settings.model_dump(mode="json") | chosen).encode()
+
+
+def shape_told(adapter: Adapter) -> bytes:
+    """The shape of the first process's adapter, which may be one that training goes on from."""
+    return json.dumps(dataclasses.asdict(adapter.settings)).encode()
+
+
+def shape_of(told: bytes) -> LoraSettings:
+    """What `shape_told` told."""
+    values = json.loads(told)
+    targets = values["target_modules"]
+    return LoraSettings(**{**values, "target_modules": None if targets is None else tuple(targets)})
 
 
 def common_facts(base: Base, prepared: Prepared) -> Mapping[str, str]:
@@ -65,7 +79,7 @@ def follow(project: Path, place: Place, ranks: Ranks, stop: StopRequest) -> None
         is_sharded=ranks.is_sharded,
     )
     ranks.require_same(common_facts(base, prepared))
-    adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
+    adapter = attach(base.model, shape_of(ranks.from_first()), seed=settings.seed)
     state = start(base, adapter, settings)
     if ranks.is_sharded:
         forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)

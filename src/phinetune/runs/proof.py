@@ -17,6 +17,7 @@ from phinetune.models.loading import Base
 from phinetune.reports.page import report_html
 from phinetune.reports.plots import loss_plot
 from phinetune.reports.trainer_state import trainer_state
+from phinetune.runs.continuing import worse_than_it_began
 from phinetune.runs.folder import RunFolder
 from phinetune.runs.prepare import Prepared
 from phinetune.runs.record import base_values, data_values
@@ -47,7 +48,7 @@ def prove(
     yield compared
     for note in comparison.notes:
         yield Noted(what=note)
-    verdicts = list(verdict_warnings(comparison))
+    verdicts = [*verdict_warnings(comparison), *worse_than_it_began(run)]
     for verdict in verdicts:
         yield Warned(what=verdict)
     warnings = [caution.what for caution in prepared.plan.warnings] + verdicts
@@ -112,6 +113,7 @@ def _summary(
             "target_modules": list(adapter.target_modules),
         },
         "data": data_values(prepared.files, (plan.train, plan.test)),
+        "lineage": run.lineage(),
         "steps": trained.num_steps,
         "best_step": trained.best_step,
         "seconds": round(trained.seconds, 3),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -108,10 +108,16 @@ def data_values(files: Sequence[DataFile], plans: Sequence[SetPlan]) -> dict[str
 
 
 def adapter_metadata(
-    base: Base, settings: TrainingSettings, files: Sequence[DataFile], run_id: str, step: int
+    base: Base,
+    settings: TrainingSettings,
+    files: Sequence[DataFile],
+    run_id: str,
+    step: int,
+    lineage: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, str]:
     """The header of the adapter's weights: what they belong to and where they came from."""
     return {
+        **({"lineage": json.dumps(list(lineage), sort_keys=True)} if lineage else {}),
         "base_name": base.name,
         "base_sha256": base.sha256,
         "train_sha256": files[0].sha256,

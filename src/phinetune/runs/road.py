@@ -66,6 +66,8 @@ class Road:
         )
         yield Stage(name="train", detail=f"{plan.num_steps} steps")
         state = start(base, self.adapter, settings)
+        if self.run.lineage():
+            state.first_weights = self.adapter.snapshot()
         if is_resumed:
             yield from bring_back(self.run, state, origin, num_processes=self.ranks.size)
         self.ranks.share_state(state)

@@ -80,7 +80,14 @@ class Saver:
             save_adapter(adapter, temporary, base_name=self.base.name, metadata=self._metadata(step))
 
     def _metadata(self, step: int) -> dict[str, str]:
-        return adapter_metadata(self.base, self.prepared.settings, self.prepared.files, self.run.run_id, step)
+        return adapter_metadata(
+            self.base,
+            self.prepared.settings,
+            self.prepared.files,
+            self.run.run_id,
+            step,
+            self.run.lineage(),
+        )
 
     def _until_there_is_room(self, write: Callable[[], None], adapter: Adapter) -> Iterator[Event]:
         """Write; on a full disk give up the older checkpoints, then wait until others have made room."""

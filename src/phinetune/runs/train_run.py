@@ -27,19 +27,21 @@ from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter, attach
 from phinetune.models.device import choose
 from phinetune.models.loading import Base, load_base
+from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_on, read_beginning, with_shape
 from phinetune.runs.folder import checked_run_path, create_run
-from phinetune.runs.following import common_facts, settings_told, take_part
+from phinetune.runs.following import common_facts, settings_told, shape_told, take_part
 from phinetune.runs.prepare import lora_settings, prepare
 from phinetune.runs.processes import Processes, launched_place
 from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
 from phinetune.runs.resume import find_unfinished, refuse_changes, unfinished_note
 from phinetune.runs.road import Road
+from phinetune.runs.sinks.reporting import Reporter, require_installed
 from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
 from phinetune.training.forecast import forecast
-from phinetune.training.lora_yaml import load_settings
+from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
 
 
@@ -49,6 +51,7 @@ def train_run(
     run_name: str | None = None,
     overrides: Mapping[str, str] | None = None,
     resume: bool = False,
+    from_adapter: Path | None = None,
     stop: StopRequest | None = None,
     on_progress: Progress | None = None,
     nproc: int = 1,
@@ -56,7 +59,8 @@ def train_run(
 ) -> Iterator[Event]:
     """Train a project's adapter and compare it with its base; the last event is `Finished`.
 
-    With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. Once
+    With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. With
+    `from_adapter` a new run begins with the weights of that adapter (a PEFT directory or a run). Once
     `stop` is wanted a checkpoint is saved after the step, and the last event is `Stopped`.
     `on_progress(done, total)` counts examples while base and adapter are compared. With `nproc` that many
     processes of this machine share the work, and with `shard` the base too; under torchrun its processes
@@ -70,7 +74,9 @@ def train_run(
         take_part(project, place, stop or StopRequest(), is_sharded=shard)
         return
     with Processes(project, nproc, is_sharded=shard) as processes:
-        yield from _lead(project, run_name, overrides, resume, stop or StopRequest(), on_progress, processes)
+        yield from _lead(
+            project, run_name, overrides, resume, from_adapter, stop or StopRequest(), on_progress, processes
+        )
 
 
 def _lead(
@@ -78,11 +84,18 @@ def _lead(
     run_name: str | None,
     overrides: Mapping[str, str] | None,
     resume: bool,
+    from_adapter: Path | None,
     stop: StopRequest,
     on_progress: Progress | None,
     processes: Processes,
 ) -> Iterator[Event]:
     """The run in its first process."""
+    if resume and from_adapter:
+        raise SettingsError(
+            "a run that is resumed has its adapter already",
+            where="--from-adapter",
+            do="leave out --from-adapter, or --resume",
+        )
     found = find_unfinished(project, run_name) if resume else None
     if found and found.summary:
         yield Noted(what=f"run '{found.run.run_id}' is finished: there is nothing to resume")
@@ -92,7 +105,15 @@ def _lead(
     if not found:
         yield from unfinished_note(project)
     overrides = {**(found.overrides if found else {}), **(overrides or {})}
-    settings = load_settings(project / SETTINGS_FILE, overrides)
+    read = read_settings(project / SETTINGS_FILE, overrides)
+    settings = read.settings
+    for note in read.notes:
+        yield Noted(what=note)
+    require_installed(settings.report_to)
+    beginning = beginning_of(found.run) if found else from_adapter and read_beginning(from_adapter)
+    if beginning:
+        settings, differing = with_shape(settings, beginning, overrides)
+        yield from notes_on(beginning, differing)
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
@@ -109,11 +130,20 @@ def _lead(
     if found:
         refuse_changes(found, settings, base, prepared.files)
     _check_lengths(settings, base, prepared.renderer)
-    adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
+    if beginning:
+        adapter = attached(base, beginning, settings.lora_dropout)
+    else:
+        adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
+    ranks.from_first(shape_told(adapter))
     expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base, num_processes=ranks.size))
+    planned = Planned(
+        plan={
+            **plan_values(prepared.plan, expected, adapter, base, num_processes=ranks.size),
+            **({"from_adapter": str(beginning.folder)} if beginning else {}),
+        }
+    )
     yield planned
 
     run_json: dict[str, Any] = (
@@ -127,11 +157,14 @@ def _lead(
             "settings": settings.model_dump(mode="json"),
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
+            "lineage": list(beginning.lineage) if beginning else [],
             "machine": machine(),
         }
     )
     run_json["processes"] = ranks.size
     run = found.run if found else create_run(path, run_json)
+    if beginning and not found:
+        keep_copy(run, beginning)
     log = EventLog(run.events)
     status = "failed"
 
@@ -155,7 +188,8 @@ def _lead(
             on_progress=on_progress,
             processes=processes,
         )
-        for event in road.events(is_resumed=found is not None):
+        reporter = Reporter(settings.report_to, run.path, run_json["settings"])
+        for event in reporter.reported(road.events(is_resumed=found is not None)):
             log.append(event)
             if isinstance(event, Finished):
                 # All is done before a caller hears of it, even one that stops listening there.

@@ -110,15 +110,13 @@ class FilteredStream:
         if not self._is_holding:
             self._whole += piece
             return piece
-        if self._is_closed():
-            return ""
         shown = ""
         for char in piece:
+            if self.is_closed:
+                break
             self._chunk += char
             if len(self._chunk) % self._filter.chunk_characters == 0 and self._is_chunk_full():
                 shown += self._judge()
-                if self._is_closed():
-                    break
         return shown
 
     def finish(self) -> str:
@@ -126,11 +124,13 @@ class FilteredStream:
         if not self._is_holding:
             self.verdict = self._filter.response(self._whole)
             return ""
-        shown = "" if self._is_closed() else self._judge()
+        shown = "" if self.is_closed else self._judge()
         rest, self._held = self._held, ""
         return shown + rest
 
-    def _is_closed(self) -> bool:
+    @property
+    def is_closed(self) -> bool:
+        """Whether something was blocked: nothing more leaves."""
         return self.verdict.is_blocked
 
     def _is_chunk_full(self) -> bool:

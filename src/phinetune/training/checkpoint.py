@@ -193,14 +193,17 @@ def _optimizer_tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
 def _restore_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     content = state.optimizer.state_dict()
     content["state"] = {}
-    for place, (name, _) in enumerate(state.adapter.named_parameters()):
+    # torch numbers the weights in the order of the groups, which need not be the adapter's.
+    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    places = {id(weight): place for place, weight in enumerate(weights)}
+    for name, weight in state.adapter.named_parameters():
         kept = {
             key.removeprefix(f"{name}."): value
             for key, value in tensors.items()
             if key.startswith(f"{name}.")
         }
         if kept:
-            content["state"][place] = kept
+            content["state"][places[id(weight)]] = kept
     state.optimizer.load_state_dict(content)
 
 

@@ -20,12 +20,13 @@ from phinetune.models.loading import Base
 from phinetune.models.memory import peak_bytes
 from phinetune.text.render import Rendered
 from phinetune.training.distributed import ALONE, Ranks
+from phinetune.training.optimizers import make_optimizer
 from phinetune.training.packing import Rows, batches, epoch_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.schedule import learning_rate_factor
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.state import TrainState
-from phinetune.training.step import make_optimizer, most_rows, train_step
+from phinetune.training.step import most_rows, train_step
 from phinetune.training.validation import validate
 
 
@@ -130,7 +131,7 @@ def _step(
     """One update; when the device's memory is full, the same one in pieces of half the size."""
     began = time.perf_counter()
     rate = settings.learning_rate * learning_rate_factor(
-        state.step, plan.num_steps, settings.lr_scheduler_type, settings.num_warmup_steps
+        state.step, plan.num_steps, settings.lr_scheduler_type, plan.num_warmup_steps
     )
     for group in state.optimizer.param_groups:
         group["lr"] = state.rate_factor * rate

@@ -36,19 +36,6 @@ class StepResult:
     num_trained_tokens: int
 
 
-def make_optimizer(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the adapter's float32 weights, in one fused call where the device has it."""
-    parameters = adapter.parameters()
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
-
-
 def pieces(
     sequences: Sequence[Rows], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
 ) -> Iterator[list[int]]:
@@ -136,7 +123,7 @@ def train_step(
         for piece, weight in ranks.passes(parts, filler=used[:1]):
             torch.manual_seed(derive(dropout_seed, piece[0]))
             batch = PackedBatch.lay([rows[row] for row in piece], base.device)
-            loss, _ = trained_token_loss(base, batch)
+            loss, _ = trained_token_loss(base, batch, settings.label_smoothing)
             (weight * loss / num_trained).backward()
             total += weight * loss.detach()
     ranks.add_gradients(parameters, total)

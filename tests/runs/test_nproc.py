@@ -253,7 +253,7 @@ def test_torchrun_trains_the_same_and_only_one_process_speaks(
 
 
 @pytest.mark.slow
-def test_going_on_from_an_adapter_and_another_optimizer_are_the_same(
+def test_going_on_from_an_adapter_with_another_optimizer_is_the_same(
     new_project: Callable[..., Path],
 ) -> None:
     """The adapter has another rank than lora.yaml: its shape reaches the other process."""

@@ -56,10 +56,10 @@ def full_memory(ranks: Ranks) -> dict[str, Any]:
     """The second rank's device holds fewer tokens at once."""
     original = step_module.trained_token_loss
 
-    def limited(base: Any, batch: Any) -> Any:
+    def limited(base: Any, batch: Any, *options: Any) -> Any:
         if ranks.rank == 1 and batch.num_tokens > 60:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(base, batch)
+        return original(base, batch, *options)
 
     step_module.trained_token_loss = limited
     try:

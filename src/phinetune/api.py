@@ -35,12 +35,16 @@ def train(
     settings: Mapping[str, str] | None = None,
     resume: bool = False,
     from_adapter: str | Path | None = None,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> Iterator[Event]:
     """Train a project folder; yields events, the last is `Finished` with the run's summary.
 
     `settings` change lora.yaml for this run and are written as there: `{"learning_rate": "1e-3"}`.
     `resume` goes on with the named run, or the newest interrupted one; `from_adapter` begins a new run with
-    the weights of a run or of a PEFT directory. Nothing happens until the first event is asked for.
+    the weights of a run or of a PEFT directory. `nproc` processes of this machine share the work, and with
+    `shard` the base; under torchrun only the first process has events. Nothing happens until the first
+    event is asked for.
 
         for event in phinetune.train("my-project"):
             print(event)
@@ -53,6 +57,8 @@ def train(
         overrides=dict(settings or {}),
         resume=resume,
         from_adapter=Path(from_adapter) if from_adapter else None,
+        nproc=nproc,
+        shard=shard,
     )
 
 

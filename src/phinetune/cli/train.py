@@ -35,6 +35,13 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting for this run; may be repeated."),
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes of this machine that share the work; one per GPU.")
+    ] = 1,
+    shard: Annotated[
+        bool,
+        typer.Option("--shard", help="Divide the base among them, when it is too large for one."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json, nothing else.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
 ) -> None:
@@ -49,6 +56,8 @@ def train(
         from_adapter=from_adapter,
         json=json,
         confirm=confirm,
+        nproc=nproc,
+        shard=shard,
     )
 
 
@@ -85,8 +94,13 @@ def show_run(
     resume: bool = False,
     from_adapter: Path | None = None,
     confirm: Callable[[dict[str, Any]], bool] | None = None,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> dict[str, Any]:
-    """Run and show; ends the command when the user declines or interrupts. Returns the summary."""
+    """Run and show; ends the command when the user declines or interrupts. Returns the summary.
+
+    In a process that is not the run's first there is nothing to show: the summary is empty.
+    """
     from phinetune.cli.run_view import Declined, RunView
     from phinetune.cli.signals import asking
     from phinetune.runs.stopping import StopRequest
@@ -104,6 +118,8 @@ def show_run(
         from_adapter=from_adapter,
         stop=stop,
         on_progress=view.comparing,
+        nproc=nproc,
+        shard=shard,
     )
     with asking(stop) as signals:
         try:
@@ -115,9 +131,9 @@ def show_run(
             raise console.Interrupted(kept(view, project), signals.exit_code) from None
     if view.is_stopped:
         raise console.Interrupted(kept(view, project), signals.exit_code)
-    if json:
+    if json and summary:
         console.print_json(summary)
-    else:
+    elif summary:
         show_end(project, summary)
     return summary
 

@@ -35,23 +35,11 @@ def prove(
 ) -> Iterator[Event]:
     """Compare, then write summary.json, trainer_state.json, the plot and the report."""
     settings = prepared.settings
-    examples, pieces = prepared.used_test_examples()
+    examples, _ = prepared.used_test_examples()
     num_answered = min(len(examples), settings.compare_nsamples)
     yield Stage(name="compare", detail=f"base and adapter answer {num_answered} test examples")
     began = time.perf_counter()
-    comparison = compare(
-        base,
-        adapter,
-        prepared.renderer,
-        examples,
-        pieces=pieces,
-        max_answered=settings.compare_nsamples,
-        max_new_tokens=settings.compare_max_new_tokens,
-        seed=settings.seed,
-        system_prompt=settings.system_prompt,
-        loss_on=settings.loss_on,
-        on_progress=on_progress,
-    )
+    comparison = compare_with_base(prepared, base, adapter, on_progress)
     compared = Compared(
         evaluation=comparison.evaluation(),
         answers=[asdict(answer) for answer in comparison.answers],
@@ -70,6 +58,27 @@ def prove(
     loss_plot(run.events, run.loss_plot)
     report_html(run.path)
     yield Finished(summary=summary)
+
+
+def compare_with_base(
+    prepared: Prepared, base: Base, adapter: Adapter, on_progress: Progress | None = None
+) -> Comparison:
+    """Both sides on the test examples of the plan, as the settings say."""
+    settings = prepared.settings
+    examples, pieces = prepared.used_test_examples()
+    return compare(
+        base,
+        adapter,
+        prepared.renderer,
+        examples,
+        pieces=pieces,
+        max_answered=settings.compare_nsamples,
+        max_new_tokens=settings.compare_max_new_tokens,
+        seed=settings.seed,
+        system_prompt=settings.system_prompt,
+        loss_on=settings.loss_on,
+        on_progress=on_progress,
+    )
 
 
 def verdict_warnings(comparison: Comparison) -> Iterator[str]:

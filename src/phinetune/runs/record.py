@@ -70,14 +70,17 @@ def origin_of(settings: TrainingSettings, base: Base, files: Sequence[DataFile])
     )
 
 
-def plan_values(plan: Plan, forecast: Forecast, adapter: Adapter, base: Base) -> dict[str, Any]:
+def plan_values(
+    plan: Plan, forecast: Forecast, adapter: Adapter, base: Base, *, num_processes: int = 1
+) -> dict[str, Any]:
     """The plan as plain values, for the terminal and events.jsonl; without the row lists."""
     values = asdict(plan)
     del values["rows"], values["test_sequences"]
+    processes = f"; {num_processes} processes, memory is of each" if num_processes > 1 else ""
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
-        "compute": f"{base.device.type}, {base.compute.reason}",
+        "compute": f"{base.device.type}, {base.compute.reason}{processes}",
         "forecast": asdict(forecast),
     }
 

@@ -38,6 +38,7 @@ class Saver:
     origin: Origin
     log: EventLog
     stop: StopRequest
+    num_processes: int
 
     def checkpoint(self, state: TrainState) -> Iterator[Event]:
         """A checkpoint of this step, and the best adapter so far beside it; at last `Saved`.
@@ -61,7 +62,7 @@ class Saver:
                 self.origin,
                 base_name=self.base.name,
                 metadata=self._metadata(state.step),
-                versions=package_versions(),
+                versions={**package_versions(), "processes": str(self.num_processes)},
             )
 
         yield from self._until_there_is_room(write, state.adapter)

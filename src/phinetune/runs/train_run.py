@@ -24,11 +24,14 @@ from phinetune.base.events import (
 )
 from phinetune.base.files import require_free_space
 from phinetune.evaluation.compare import Progress
-from phinetune.lora.attach import Adapter, LoraSettings, attach
+from phinetune.lora.attach import Adapter, attach
+from phinetune.models.device import choose
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_on, read_beginning, with_shape
 from phinetune.runs.folder import checked_run_path, create_run
-from phinetune.runs.prepare import prepare
+from phinetune.runs.following import common_facts, settings_told, shape_told, take_part
+from phinetune.runs.prepare import lora_settings, prepare
+from phinetune.runs.processes import Processes, launched_place
 from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
 from phinetune.runs.resume import find_unfinished, refuse_changes, unfinished_note
@@ -51,17 +54,42 @@ def train_run(
     from_adapter: Path | None = None,
     stop: StopRequest | None = None,
     on_progress: Progress | None = None,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> Iterator[Event]:
     """Train a project's adapter and compare it with its base; the last event is `Finished`.
 
     With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. With
     `from_adapter` a new run begins with the weights of that adapter (a PEFT directory or a run). Once
     `stop` is wanted a checkpoint is saved after the step, and the last event is `Stopped`.
-    `on_progress(done, total)` counts examples while base and adapter are compared.
+    `on_progress(done, total)` counts examples while base and adapter are compared. With `nproc` that many
+    processes of this machine share the work, and with `shard` the base too; under torchrun its processes
+    do, and only the first has events.
 
     Raises `UserError` before any folder is made when the input is wrong, `DivergedError` when the
     loss stops being finite. Closing the generator ends the run; its last checkpoint stays.
     """
+    place = launched_place()
+    if place and place.rank > 0:
+        take_part(project, place, stop or StopRequest(), is_sharded=shard)
+        return
+    with Processes(project, nproc, is_sharded=shard) as processes:
+        yield from _lead(
+            project, run_name, overrides, resume, from_adapter, stop or StopRequest(), on_progress, processes
+        )
+
+
+def _lead(
+    project: Path,
+    run_name: str | None,
+    overrides: Mapping[str, str] | None,
+    resume: bool,
+    from_adapter: Path | None,
+    stop: StopRequest,
+    on_progress: Progress | None,
+    processes: Processes,
+) -> Iterator[Event]:
+    """The run in its first process."""
     if resume and from_adapter:
         raise SettingsError(
             "a run that is resumed has its adapter already",
@@ -89,7 +117,16 @@ def train_run(
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
-    base = load_base(settings.model, device_name=settings.device, dtype=settings.dtype, root=project)
+    compute = choose(settings.device, settings.dtype)
+    ranks = processes.begin(compute.device.type, settings_told(settings, compute))
+    base = load_base(
+        settings.model,
+        device_name=settings.device,
+        dtype=settings.dtype,
+        root=project,
+        is_sharded=ranks.is_sharded,
+    )
+    ranks.require_same(common_facts(base, prepared))
     if found:
         refuse_changes(found, settings, base, prepared.files)
     _check_lengths(settings, base, prepared.renderer)
@@ -97,12 +134,13 @@ def train_run(
         adapter = attached(base, beginning, settings.lora_dropout)
     else:
         adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
-    expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered)
+    ranks.from_first(shape_told(adapter))
+    expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
     planned = Planned(
         plan={
-            **plan_values(prepared.plan, expected, adapter, base),
+            **plan_values(prepared.plan, expected, adapter, base, num_processes=ranks.size),
             **({"from_adapter": str(beginning.folder)} if beginning else {}),
         }
     )
@@ -123,6 +161,7 @@ def train_run(
             "machine": machine(),
         }
     )
+    run_json["processes"] = ranks.size
     run = found.run if found else create_run(path, run_json)
     if beginning and not found:
         keep_copy(run, beginning)
@@ -145,8 +184,9 @@ def train_run(
             adapter=adapter,
             expected=expected,
             log=log,
-            stop=stop or StopRequest(),
+            stop=stop,
             on_progress=on_progress,
+            processes=processes,
         )
         reporter = Reporter(settings.report_to, run.path, run_json["settings"])
         for event in reporter.reported(road.events(is_resumed=found is not None)):
@@ -169,16 +209,6 @@ def train_run(
         with contextlib.suppress(SpaceError):
             record_status(status)
         log.close()
-
-
-def lora_settings(settings: TrainingSettings) -> LoraSettings:
-    """The part of the settings that shapes the adapter."""
-    return LoraSettings(
-        rank=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-    )
 
 
 def _check_lengths(settings: TrainingSettings, base: Base, renderer: Renderer) -> None:

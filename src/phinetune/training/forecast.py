@@ -17,6 +17,7 @@ from phinetune.models.loading import Base
 from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.memory import StepShape, forecast_bytes
 from phinetune.text.render import Rendered
+from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows, batches, epoch_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.settings import TrainingSettings
@@ -41,25 +42,30 @@ def forecast(
     settings: TrainingSettings,
     plan: Plan,
     train_rows: Sequence[Rendered],
+    ranks: Ranks = ALONE,
 ) -> Forecast:
-    """Time a piece of up to `PROBE_TOKENS` tokens; count the memory of the largest piece."""
+    """Time a piece of up to `PROBE_TOKENS` tokens; count the memory of the largest piece.
+
+    With several `ranks` the time is of all together, the memory of one. Those of a divided base must
+    all call this.
+    """
     lengths = [row.num_tokens for row in train_rows]
     sequences = epoch_sequences(plan.rows, lengths, train_sampling(settings), 0)
-    train_seconds, test_seconds = _seconds_per_token(base, adapter, sequences, train_rows)
+    train_seconds, test_seconds = _seconds_per_token(base, adapter, sequences, train_rows, ranks)
     tokens_per_step = plan.train.num_tokens / plan.steps_per_epoch
     num_evaluations = len(plan.evaluation_steps) + (settings.evaluation_strategy != "no")
+    train_tokens, test_tokens = plan.num_steps * tokens_per_step, num_evaluations * plan.test.num_tokens
     return Forecast(
-        seconds=plan.num_steps * tokens_per_step * train_seconds
-        + num_evaluations * plan.test.num_tokens * test_seconds,
+        seconds=(train_tokens * train_seconds + test_tokens * test_seconds) / ranks.size,
         peak_memory_bytes=forecast_bytes(
             base, adapter.num_parameters, _largest_piece(base, settings, sequences, train_rows)
         ),
-        tokens_per_second=1 / train_seconds,
+        tokens_per_second=ranks.size / train_seconds,
     )
 
 
 def _seconds_per_token(
-    base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered]
+    base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered], ranks: Ranks
 ) -> tuple[float, float]:
     """Seconds per token of forward and backward, and of evaluation."""
     chosen: list[Rendered] = []
@@ -76,16 +82,16 @@ def _seconds_per_token(
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         was_training = base.model.training
         base.model.train()
-        train_s = _timed(trained, base.device)
+        train_s = _timed(trained, base.device, ranks)
         base.model.eval()
-        test_s = _timed(lambda: token_scores(base, batch), base.device)
+        test_s = _timed(lambda: token_scores(base, batch), base.device, ranks)
         base.model.train(was_training)
     for parameter in adapter.parameters():
         parameter.grad = None
     return train_s / batch.num_tokens, test_s / batch.num_tokens
 
 
-def _timed(work: object, device: torch.device) -> float:
+def _timed(work: object, device: torch.device, ranks: Ranks) -> float:
     """Seconds of the second call, as the first pays for set-up; of the first when that is long."""
     assert callable(work)
     seconds = 0.0
@@ -95,7 +101,8 @@ def _timed(work: object, device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
-        if seconds > LONG_PROBE_S:
+        is_long = seconds > LONG_PROBE_S
+        if ranks.any(is_long) if ranks.is_sharded else is_long:
             break
     return seconds
 

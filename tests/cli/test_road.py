@@ -196,8 +196,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_the_python_door_yields_events_and_loads_a_project(project: Path, run_folder: Path) -> None:
     events = list(phinetune.train(project, run_name="python", settings={"num_training_steps": "2"}))
     assert isinstance(events[-1], Finished)
-    assert phinetune.load(project).adapter is not None
-    assert phinetune.load(run_folder / "adapter").adapter is not None
+    assert phinetune.load(project).has_own_adapter
+    assert phinetune.load(run_folder / "adapter").adapters == ["adapter"]
 
 
 def test_loading_what_is_not_there_is_the_users_error() -> None:

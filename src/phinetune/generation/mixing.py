@@ -35,24 +35,30 @@ class Mix:
         # The seats in use lie in first..end; None when every token is the base's.
         self.first = self.end = 1
         self.is_idle = True
+        # Changes when another part of the seats is used, or the seats themselves have changed.
+        self.range: tuple[int, int, int, int] = (1, 1, 0, 0)
         self._seats_T = torch.zeros(0, dtype=torch.long)
+        self._is_one_seat = False
         self._mask_TR: Tensor | None = None
 
     def begin(self, seats_T: Tensor) -> None:
         """Set the seat of each token of the coming step."""
-        used = sorted(set(seats_T.tolist()) - {0})
+        found = set(seats_T.tolist())
+        used = sorted(found - {0})
         self._mask_TR = None
         self.is_idle = not used
         if used:
             self._seats_T = seats_T
+            self._is_one_seat = len(found) == 1
             self.first, self.end = used[0], used[-1] + 1
+            self.range = (self.first, self.end, self.num_seats, self.rank)
 
     def mask(self, like: Tensor) -> Tensor | None:
         """(T, seats · R) of zeros and ones, the same for every layer; None when all have the one seat."""
+        if self._is_one_seat:
+            return None
         if self._mask_TR is None:
             seats_T = self._seats_T
-            if self.end - self.first == 1 and bool((seats_T == self.first).all()):
-                return None
             seat_E = torch.arange(self.first, self.end)
             mask_TE = (seats_T[:, None] == seat_E).to(device=like.device, dtype=like.dtype)
             self._mask_TR = mask_TE.repeat_interleave(self.rank, dim=1)
@@ -70,6 +76,9 @@ class MixedLinear(nn.Module):
         self._weight = weight
         self.a_ERI: Tensor | None = None
         self.b_ERO: Tensor | None = None
+        # The part of both that the steps of now use, cut out once: 48 layers ask in every step.
+        self._range: tuple[int, int, int, int] | None = None
+        self._a_IR = self._b_RO = torch.empty(0)
 
     @property
     def weight(self) -> Tensor:
@@ -78,6 +87,7 @@ class MixedLinear(nn.Module):
 
     def place(self, seat: int, update: Update | None) -> None:
         """Seat an update; None empties the seat."""
+        self._range = None
         if update is None:
             if self.a_ERI is not None and self.b_ERO is not None and seat < len(self.a_ERI):
                 self.b_ERO[seat] = 0
@@ -101,17 +111,27 @@ class MixedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)
-        mix, a_ERI, b_ERO = self._mix, self.a_ERI, self.b_ERO
-        if mix.is_idle or a_ERI is None or b_ERO is None:
+        mix = self._mix
+        if mix.is_idle or self.a_ERI is None:
             return y
-        a_ERI, b_ERO = self._roomy(a_ERI, a_ERI.shape[2]), self._roomy(b_ERO, b_ERO.shape[2])
-        self.a_ERI, self.b_ERO = a_ERI, b_ERO
-        u_TR = x.view(-1, x.shape[-1]) @ a_ERI[mix.first : mix.end].flatten(0, 1).t()
+        if self._range != mix.range:
+            self._cut_out()
+        u_TR = x.view(-1, x.shape[-1]) @ self._a_IR
         mask_TR = mix.mask(u_TR)
         if mask_TR is not None:
             u_TR *= mask_TR
-        y_TO = y.view(-1, y.shape[-1]).addmm_(u_TR, b_ERO[mix.first : mix.end].flatten(0, 1))
-        return y_TO.view(y.shape)
+        y.view(-1, y.shape[-1]).addmm_(u_TR, self._b_RO)
+        return y
+
+    def _cut_out(self) -> None:
+        assert self.a_ERI is not None
+        assert self.b_ERO is not None
+        mix = self._mix
+        self.a_ERI = self._roomy(self.a_ERI, self.a_ERI.shape[2])
+        self.b_ERO = self._roomy(self.b_ERO, self.b_ERO.shape[2])
+        self._a_IR = self.a_ERI[mix.first : mix.end].flatten(0, 1).t()
+        self._b_RO = self.b_ERO[mix.first : mix.end].flatten(0, 1)
+        self._range = mix.range
 
 
 class MixedLayers:

@@ -351,6 +351,37 @@ def test_logprobs_are_those_of_the_model():
     assert len(row.choices) == len(row.tokens) > 0
 
 
+@pytest.mark.parametrize("name", ["phi3", "phi3-longrope"])
+def test_an_echoed_prompt_has_the_models_logprobs_however_it_is_read(name):
+    base = tiny_base(name)
+    prompt = prompts_of([23])[0]
+    with base.plain_attention():
+        logprobs = base.model(input_ids=torch.tensor([prompt])).logits[0].log_softmax(dim=-1)
+    expected = [float(logprobs[place - 1, prompt[place]]) for place in range(1, len(prompt))]
+    for tokens_per_step in (4, 100):
+        with Engine(base, Limits(tokens_per_step=tokens_per_step)) as engine:
+            for _ in range(2):  # the second time a kept prefix must not swallow it
+                row = engine.submit(request(prompt, echo=True, sampling=Sampling(num_logprobs=2)))
+                finish(engine)
+                assert [choice.token for choice in row.prompt_choices] == prompt[1:]
+                assert [choice.logprob for choice in row.prompt_choices] == pytest.approx(expected, abs=1e-4)
+                assert all(len(choice.top) == 2 for choice in row.prompt_choices)
+
+
+def test_variants_of_a_request_are_different_texts_and_the_same_each_time():
+    base = tiny_base("phi3")
+    asked = request(prompts_of([6])[0], sampling=Sampling(temperature=1.5, seed=4)).variants(4)
+    with Engine(base) as engine:
+        rounds = []
+        for _ in range(2):
+            rows = [engine.submit(one) for one in asked]
+            finish(engine)
+            rounds.append([row.tokens for row in rows])
+    assert rounds[0] == rounds[1]
+    assert len({tuple(tokens) for tokens in rounds[0]}) == 4
+    assert asked[0].sampling.seed == 4
+
+
 def test_an_adapter_for_another_base_is_refused_and_nothing_has_changed():
     base, other = tiny_base("phi3"), tiny_base("llama")
     weights = adapters_of(base)["a"]

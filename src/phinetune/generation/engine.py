@@ -31,7 +31,7 @@ from phinetune.generation.mixing import MixedLayers
 from phinetune.generation.mode import without_dropout
 from phinetune.generation.prefixes import PrefixCache
 from phinetune.generation.request import Request, Row, State
-from phinetune.generation.sampling import Choice, Dice, choose
+from phinetune.generation.sampling import Choice, Dice, choose, scored
 from phinetune.generation.scheduler import Limits, WaitingLines, chunks
 from phinetune.lora.attach import require_bare
 from phinetune.lora.weights import AdapterWeights
@@ -257,7 +257,7 @@ class Engine:
     def _recall(self, row: Row) -> None:
         """Start from a beginning that was computed before, if there is one."""
         found = self._prefixes.find(self._owner(row), row.request.prompt)
-        if found:
+        if found and not row.request.echo:
             content, row.num_cached = found
             self._cache.write(row.slot, content, row.num_cached)
 
@@ -297,6 +297,8 @@ class Engine:
         due = []
         last_N = []
         for (row, count), span in zip(parts, spans, strict=True):
+            if row.request.echo:
+                self._echo(row, span, hidden_TH)
             row.num_cached += count
             if row.num_cached == row.num_ids:
                 due.append(row)
@@ -325,6 +327,18 @@ class Engine:
         )
         hidden_TH: Tensor = out.last_hidden_state[0]
         return hidden_TH
+
+    def _echo(self, row: Row, span: Span, hidden_TH: Tensor) -> None:
+        """What the model gives to the prompt's tokens that follow those of the span."""
+        prompt = row.request.prompt
+        places = range(span.position + 1, min(span.end + 1, len(prompt)))
+        if not places or places[0] <= len(row.prompt_choices):  # a long row is read twice
+            return
+        logits_NV = self._base.head_logits(hidden_TH[span.first : span.first + len(places)])
+        num = row.request.sampling.num_logprobs or 0
+        row.prompt_choices += [
+            scored(logits_V, prompt[place], num) for place, logits_V in zip(places, logits_NV, strict=True)
+        ]
 
     def _choose(self, rows: Sequence[Row], logits_NV: Tensor) -> None:
         likeliest_N = logits_NV.argmax(dim=-1).tolist()

@@ -6,10 +6,11 @@ Ids in, ids out. Knows nothing of models, caches or of the rows beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from phinetune.base.seeds import derive
 from phinetune.generation.sampling import GREEDY, Choice, Dice, Sampling
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Request:
     """What is asked for.
 
     `adapter` is None for the base, `grammar` a form that the answer must have, and `deadline` a time of
-    `time.monotonic`.
+    `time.monotonic`. With `echo` the prompt's own tokens get log-probabilities too.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +51,13 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     grammar: Grammar | None = None
     deadline: float | None = None
+    echo: bool = False
+
+    def variants(self, num: int) -> list[Request]:
+        """`num` requests that differ in their seeds only; the first keeps its own."""
+        seed = self.sampling.seed
+        seeds = [seed, *(derive(seed, "variant", index) for index in range(1, num))]
+        return [replace(self, sampling=replace(self.sampling, seed=own)) for own in seeds]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -67,6 +75,8 @@ class Row:
     reason: str = ""
     tokens: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    # With `echo`: the prompt's tokens from the second on, with what the model gave them.
+    prompt_choices: list[Choice] = field(default_factory=list)
     constraint: Constraint | None = None
     # Where its keys and values are, and how many of its ids they cover.
     slot: int = -1

@@ -100,10 +100,15 @@ def choose(
     raw_V = logits_V.float()
     scores_V = _penalised(raw_V, sampling, prompt, answer)
     token = int(scores_V.argmax()) if sampling.temperature == 0 else _drawn(scores_V, sampling, dice)
-    if sampling.num_logprobs is None:
-        return Choice(token=token)
-    logprobs_V = torch.log_softmax(raw_V, dim=-1)
-    best = torch.topk(logprobs_V, sampling.num_logprobs)
+    return (
+        Choice(token=token) if sampling.num_logprobs is None else scored(raw_V, token, sampling.num_logprobs)
+    )
+
+
+def scored(logits_V: Tensor, token: int, num_logprobs: int) -> Choice:
+    """A token with its log-probability and those of the likeliest ones."""
+    logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
+    best = torch.topk(logprobs_V, num_logprobs)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return Choice(token=token, logprob=float(logprobs_V[token]), top=tuple(pairs))
 

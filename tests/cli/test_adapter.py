@@ -90,6 +90,20 @@ def test_merge_reports_what_changed_and_chat_can_be_had_with_the_result(
     assert "greatest change of a logit" in capsys.readouterr().out
 
 
+def test_what_is_taken_out_again_is_compared_with_the_base(
+    run_folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_json(capsys, "merge", run_folder, tmp_path / "merged")
+    options = ("--subtract", "--base", tmp_path / "merged")
+    record = as_json(capsys, "merge", run_folder, tmp_path / "again", *options)
+    assert record["is_difference_measured"]
+    assert 0 <= record["base_difference"] < 1e-6
+    assert run("merge", run_folder, tmp_path / "third", *options) == 0
+    assert "difference of a weight from the base's" in " ".join(capsys.readouterr().out.split())
+    assert run("merge", run_folder, tmp_path / "fourth", "--subtract", "--base", tiny_model) == 2
+    assert "is not in this model" in capsys.readouterr().err
+
+
 def test_adapters_are_added_and_cut(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +113,10 @@ def test_adapters_are_added_and_cut(
     assert as_json(capsys, "show", tmp_path / "sum")["rank"] == 8
     assert run("add", run_folder, run_folder, "--out", tmp_path / "cut", "--rank", "4") == 0
     assert as_json(capsys, "show", tmp_path / "cut")["rank"] == 4
+    assert run("add", run_folder, run_folder, "--out", tmp_path / "svd", "--method", "svd") == 0
+    assert as_json(capsys, "show", tmp_path / "svd")["rank"] == 4
+    assert run("add", run_folder, run_folder, "--out", tmp_path / "linear", "--method", "linear") == 0
+    assert as_json(capsys, "show", tmp_path / "linear")["rank"] == 4
     cut, first = read_adapter(tmp_path / "cut"), read_adapter(run_folder / "adapter")
     for name, update in cut.updates.items():
         assert (update.delta_OI() - 2 * first.updates[name].delta_OI()).abs().max() < 1e-6
@@ -114,6 +132,7 @@ def test_adapters_are_added_and_cut(
         (("add", "RUN", "--out", "OUT", "--method", "tie"), "--method cannot be 'tie'"),
         (("add", "RUN", "--out", "OUT", "--factor", "1", "--factor", "2"), "one factor"),
         (("merge", "RUN", "OUT", "--base", "nowhere/at/all"), "no model folder"),
+        (("merge", "RUN", "OUT", "--subtract"), "name the merged model"),
     ],
 )
 def test_wrong_words_are_refused_without_a_trace(

@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
+from phinetune.base.errors import SettingsError
 from phinetune.cli import console
-from phinetune.cli.adapter_place import base_of, choice, form_named, is_here, laid_out, read
+from phinetune.cli.adapter_place import (
+    ForceBase,
+    base_of,
+    choice,
+    forced_words,
+    form_named,
+    is_here,
+    laid_out,
+    read,
+)
 
 adapter_app = typer.Typer(
     help="Look at adapters, convert, merge, add and check them.",
@@ -18,7 +28,7 @@ adapter_app = typer.Typer(
 )
 
 LAYOUTS = ("fused", "split")
-METHODS = ("cat", "linear")
+METHODS = ("cat", "linear", "svd")
 
 Place = Annotated[
     Path, typer.Argument(metavar="ADAPTER", help="Adapter folder or file, or run folder.", show_default=False)
@@ -110,6 +120,7 @@ def merge(
     subtract: Annotated[
         bool, typer.Option("--subtract", help="Take the adapter out of --base, a model it was merged into.")
     ] = False,
+    force_base: ForceBase = False,
     alpha: Alpha = None,
     merged: Merged = None,
     json: Json = False,
@@ -118,10 +129,19 @@ def merge(
     from phinetune.cli.adapter_view import merge_record, show_merge
     from phinetune.models.merged import merge as merge_into
 
+    if subtract and not base:
+        raise SettingsError(
+            "the model to take the adapter out of is not named",
+            where="--subtract",
+            why="the base that the adapter names does not have it in",
+            do="name the merged model: --base MODEL",
+        )
     found = read(place, alpha, merged)
     name = base_of(found.weights, base, str(place))
     console.note(f"plan     {len(found.weights.updates)} layers of {name}, one shard at a time", style="dim")
-    report = merge_into(found.weights, name, out, where=str(place), subtract=subtract)
+    report = merge_into(found.weights, name, out, where=str(place), subtract=subtract, force_base=force_base)
+    if report.forced:
+        console.note(forced_words(report.forced), style="yellow")
     if json:
         console.print_json(merge_record(report))
         return
@@ -140,7 +160,11 @@ def add(
         typer.Option(help="One per adapter; 1 each when none is given.", show_default=False),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="cat: the exact sum, ranks add up. linear: A and B apart, keeps the rank.")
+        str,
+        typer.Option(
+            help="cat: the exact sum, ranks add up. svd: the sum cut to --rank, else to the "
+            "adapters' greatest. linear: A and B apart, keeps the rank."
+        ),
     ] = "cat",
     rank: Annotated[
         int | None, typer.Option(min=1, help="Cut the sum to this rank.", show_default=False)
@@ -153,7 +177,9 @@ def add(
     choice("--method", method, METHODS)
     adapters = [read(place, None, None).weights for place in places]
     factors = factor or [1.0] * len(adapters)
-    total = (concatenated if method == "cat" else linear)(adapters, factors)
+    total = (linear if method == "linear" else concatenated)(adapters, factors)
+    if method == "svd" and not rank:
+        rank = max(update.rank for weights in adapters for update in weights.updates.values())
     if rank:
         total, losses = reranked(total, rank)
         console.note(f"lost     at most {max(losses.values()):.2%} of the size of one layer's update")
@@ -164,7 +190,12 @@ def add(
 
 @adapter_app.command()
 def check(
-    place: Place, base: BaseName = None, alpha: Alpha = None, merged: Merged = None, json: Json = False
+    place: Place,
+    base: BaseName = None,
+    force_base: ForceBase = False,
+    alpha: Alpha = None,
+    merged: Merged = None,
+    json: Json = False,
 ) -> None:
     """Check that an adapter is sound and fits its base, and say which engines will run it."""
     from phinetune.cli.adapter_view import check_record, show_check
@@ -175,8 +206,10 @@ def check(
     name = base or found.weights.base_name
     fits, model_type = False, ""
     if base or is_here(name):
-        check_fit(found.weights, name, where=str(place))
+        forced = check_fit(found.weights, name, where=str(place), force_base=force_base)
         fits, model_type = True, model_type_of(name)
+        if forced:
+            console.note(forced_words(forced), style="yellow")
     verdicts = servability(found.weights, found.form, model_type)
     if json:
         console.print_json(check_record(found.weights, found.form, name if fits else "", verdicts))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from phinetune.base.errors import AdapterError, SettingsError, nearest
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from phinetune.lora.weights import AdapterWeights
 
 FORMS = ("peft", "single", "loralib", "mlx")
+ForceBase = Annotated[
+    bool,
+    typer.Option("--force-base", help="Take another base than the adapter's, where names and shapes fit."),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,11 @@ def base_of(weights: AdapterWeights, base: str | None, where: str) -> str:
     raise AdapterError(
         "the adapter does not say which base it belongs to", where=where, do="name it: --base MODEL"
     )
+
+
+def forced_words(difference: str) -> str:
+    """What is printed where another base was forced."""
+    return f"forced   another base than the adapter's: {difference}; its answers may mean nothing"
 
 
 def is_here(name: str) -> bool:

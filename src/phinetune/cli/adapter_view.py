@@ -98,7 +98,16 @@ def show_merge(report: MergeReport) -> None:
     grid.add_row("greatest change of a logit", f"{report.logit_change:.3g}")
     if report.logit_error is not None:
         grid.add_row("greatest difference from base and adapter side by side", f"{report.logit_error:.3g}")
+    if report.base_difference is not None:
+        grid.add_row("greatest difference of a weight from the base's", _distance(report))
     console.say(grid)
+
+
+def _distance(report: MergeReport) -> str:
+    assert report.base_difference is not None
+    if not report.is_difference_measured:
+        return f"at most {report.base_difference:.3g} (the base is not here to compare)"
+    return f"{report.base_difference:.3g}" if report.base_difference else "none: bit for bit"
 
 
 def check_record(weights: AdapterWeights, form: Form, base: str, verdicts: list[Verdict]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Knows nothing of models or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,25 +21,24 @@ def concatenated(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -
 
 
 def linear(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
-    """A and B weighted one by one by √(factor · s), as PEFT's `linear`: keeps the rank, is not the sum.
+    """A and B weighted one by one by √|factor · s|, the sign on A, as PEFT's `linear`: keeps the rank.
 
-    Raises `AdapterError` unless the ranks are the same and no factor is negative.
+    It is not the sum. Raises `AdapterError` unless the ranks are the same.
     """
     updates = {}
     for name, found, weights in _by_layer(adapters, factors):
-        if len({update.rank for update in found}) > 1 or min(weights) < 0:
+        if len({update.rank for update in found}) > 1:
             raise AdapterError(
                 f"the adapters cannot be combined linearly at '{name}'",
-                why=f"ranks {[update.rank for update in found]}, factors {list(weights)}: "
-                "the ranks must be the same and the factors positive",
+                why=f"their ranks {', '.join(str(update.rank) for update in found)} must be the same",
                 do="use cat, which is exact for any ranks",
             )
-        roots = [(factor * update.scaling) ** 0.5 for update, factor in zip(found, weights, strict=True)]
-        updates[name] = Update(
-            a_RI=_sum([root * update.a_RI.float() for root, update in zip(roots, found, strict=True)]),
-            b_OR=_sum([root * update.b_OR.float() for root, update in zip(roots, found, strict=True)]),
-            scaling=1.0,
-        )
+        scales = [factor * update.scaling for update, factor in zip(found, weights, strict=True)]
+        parts_a = [
+            math.copysign(abs(s) ** 0.5, s) * u.a_RI.float() for s, u in zip(scales, found, strict=True)
+        ]
+        parts_b = [abs(s) ** 0.5 * u.b_OR.float() for s, u in zip(scales, found, strict=True)]
+        updates[name] = Update(a_RI=_sum(parts_a), b_OR=_sum(parts_b), scaling=1.0)
     return adapters[0].with_updates(updates)
 
 

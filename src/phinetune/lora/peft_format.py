@@ -1,7 +1,8 @@
 """PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, to and from `AdapterWeights`.
 
-The config that is written holds only keys that every PEFT version reads. What a file says and this
-project cannot honour is an error: ignoring it would give wrong answers. Knows nothing of models.
+The config that is written holds no key that it does not need, so that old readers take it. What a file
+says and this project cannot honour is an error: ignoring it would give wrong answers. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -96,13 +97,15 @@ def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
 
 
 def peft_config(weights: AdapterWeights) -> dict[str, Any]:
-    """The content of `adapter_config.json`."""
+    """The content of `adapter_config.json`: what PEFT 0.3 knows, and of later keys those that are used.
+
+    A reader that does not know a key ignores it (PEFT until 0.6) or fails (later), even where it is off.
+    """
     settings = weights.settings
-    return {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": weights.base_name,
-        "revision": None,
         "inference_mode": True,
         "r": settings.rank,
         "lora_alpha": _tidy(settings.alpha),
@@ -112,13 +115,14 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": weights.is_transposed,
         "init_lora_weights": True,
-        "use_rslora": settings.use_rslora,
-        "use_dora": weights.uses_dora,
+    }
+    later: dict[str, Any] = {
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": {key: _tidy(alpha) for key, alpha in settings.alpha_pattern.items()},
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        "use_rslora": settings.use_rslora,
+        "use_dora": weights.uses_dora,
     }
+    return config | {key: value for key, value in later.items() if value}
 
 
 def _tidy(alpha: float) -> float:

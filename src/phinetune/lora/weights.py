@@ -84,6 +84,15 @@ class AdapterWeights:
         """The last parts of the adapted modules' names, sorted."""
         return tuple(sorted({last(name) for name in self.updates}))
 
+    @property
+    def base_sha256(self) -> str:
+        """The digest of the weights it was trained on; "" where its file does not say."""
+        return self.metadata.get("base_sha256", "")
+
+    def for_any_base(self) -> AdapterWeights:
+        """The same adapter without the digest of its base: whatever has its names and shapes takes it."""
+        return replace(self, metadata={key: v for key, v in self.metadata.items() if key != "base_sha256"})
+
     def with_updates(self, updates: Mapping[str, Update]) -> AdapterWeights:
         """The same adapter with other updates, and the settings that say their ranks and scales."""
         settings = described(updates, dropout=self.settings.dropout)

@@ -221,12 +221,9 @@ def run_summary(run: RunFolder) -> Mapping[str, Any]:
 def _base_name(adapter_folder: Path) -> str:
     """The base that a PEFT directory names. Raises `AdapterError` when it names none."""
     from phinetune.lora.files import CONFIG_FILE
+    from phinetune.lora.peft_config import read_config
 
-    try:
-        config = json.loads((adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError:
-        config = {}
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    name = read_config(adapter_folder / CONFIG_FILE).get("base_model_name_or_path")
     if not name:
         raise AdapterError(
             "the adapter does not say which base it belongs to",

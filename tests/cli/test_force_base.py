@@ -1,4 +1,4 @@
-"""An adapter on a base of other weights: every command refuses before it computes, or says what was forced."""
+"""An adapter on a base of other weights: a command refuses before it computes, or says what was forced."""
 
 from __future__ import annotations
 

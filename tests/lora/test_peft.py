@@ -130,7 +130,7 @@ def test_weights_made_in_bfloat16_are_read(tmp_path):
     assert torch.equal(weight, stored[f"base_model.model.{name}.weight"].float())
 
 
-# The fields of LoraConfig in the versions named, read from their packages. PEFT until 0.6 ignores a key it
+# The fields of LoraConfig in the versions named, read from their packages. PEFT until 0.5 ignores a key it
 # does not know, so that what it means is lost; later versions fail over it.
 PEFT_0_3 = {
     "base_model_name_or_path", "peft_type", "task_type", "inference_mode", "r", "target_modules",

@@ -18,10 +18,13 @@ from phinetune.base.errors import AdapterError
 from phinetune.lora.peft_config import read_config, settings_of
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.tensor_file import read_tensors, write_tensors
+from phinetune.lora.torch_archive import read_torch_archive
 from phinetune.lora.weights import AdapterWeights, Update, checked
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# What PEFT wrote until 0.6: a pickle, which is read without being run.
+OLD_WEIGHTS_FILE = "adapter_model.bin"
 # The key of the safetensors metadata that holds the config as JSON.
 CONFIG_KEY = "adapter_config"
 _OWN_KEYS = {"format", "lora_r", "lora_alpha", CONFIG_KEY}
@@ -38,6 +41,9 @@ def read_peft(folder: Path) -> AdapterWeights:
     """The adapter of a PEFT directory. Raises `AdapterError` naming what is wrong with it."""
     config = read_config(folder / CONFIG_FILE)
     settings = settings_of(config, folder / CONFIG_FILE)
+    old = folder / OLD_WEIGHTS_FILE
+    if old.is_file() and not (folder / WEIGHTS_FILE).exists():
+        return from_peft_tensors(read_torch_archive(old), config, settings, {}, folder)
     tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
     return from_peft_tensors(tensors, config, settings, metadata, folder)
 
@@ -99,7 +105,7 @@ def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
 def peft_config(weights: AdapterWeights) -> dict[str, Any]:
     """The content of `adapter_config.json`: what PEFT 0.3 knows, and of later keys those that are used.
 
-    A reader that does not know a key ignores it (PEFT until 0.6) or fails (later), even where it is off.
+    A reader that does not know a key ignores it (PEFT until 0.5) or fails (later), even where it is off.
     """
     settings = weights.settings
     config: dict[str, Any] = {

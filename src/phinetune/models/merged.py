@@ -68,7 +68,7 @@ def merge(
     With `force_base` another base is taken too, where it has the adapter's names and shapes.
     """
     folder = find_model(base)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UserError("something is there already", where=str(out), do="name a new folder")
     forced = ""
     if subtract:

@@ -9,6 +9,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_up_adapters import made_up, same_tensors
@@ -21,6 +22,7 @@ from phinetune.lora.forms import FORMS, Told, read_adapter, write_adapter
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.torch_archive import write_torch_archive
 
+NUM_CHANGES = 80  # 3,000 per form were tried once
 KEY = "base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight"
 NAMES = {"peft": "adapter", "single": "x.safetensors", "loralib": "x.pt", "mlx": "mlx"}
 WEIGHTS = "adapter_model.safetensors"
@@ -270,3 +272,29 @@ def test_a_base_named_by_a_hostile_config_is_a_name_and_nothing_more(folder):
     path.write_text(json.dumps(content))
     assert read_adapter(folder).base_name == "../../../etc/passwd"
     assert not Path("etc").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_changed_bytes_give_an_adapter_or_an_error_and_nothing_else(tmp_path, form):
+    path = tmp_path / NAMES[form]
+    write_adapter(made_up(targets=("o_proj",), rank=1), path, form)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    random = np.random.default_rng(0)
+    num_refused = 0
+    for number in range(NUM_CHANGES):
+        file = files[number % len(files)]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        # Half of them near the beginning, where the structure is.
+        places = random.integers(
+            0, min(len(whole), 400) if number % 4 < 2 else len(whole), size=1 + number % 3
+        )
+        for place in places:
+            damaged[place] = random.integers(0, 256)
+        file.write_bytes(bytes(damaged))
+        try:
+            read_adapter(path, Told(alpha=8.0))
+        except AdapterError:
+            num_refused += 1
+        file.write_bytes(whole)
+    assert num_refused > NUM_CHANGES // 10

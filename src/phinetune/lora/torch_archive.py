@@ -69,6 +69,8 @@ def read_torch_archive(path: Path) -> dict[str, Tensor]:
         EOFError,
         KeyError,
         IndexError,
+        MemoryError,
+        OSError,
         TypeError,
         ValueError,
         AttributeError,

@@ -46,7 +46,7 @@ def test_check_compares_with_the_base_and_lists_the_engines(
     assert record["is_sound"]
     assert record["fits_base"]
     assert [row["engine"] for row in record["engines"]] == [
-        "vLLM", "llama.cpp", "Ollama", "ONNX Runtime GenAI", "MLX"
+        "vLLM", "llama.cpp", "Ollama", "ONNX Runtime GenAI", "MLX", "PEFT"
     ]  # fmt: skip
     assert run("check", run_folder) == 0
     assert "every layer fits" in capsys.readouterr().out
@@ -72,7 +72,15 @@ def test_layouts_are_converted_by_the_bases_config(
     split = as_json(capsys, "show", tmp_path / "split")
     assert {row["target"] for row in split["targets"]} >= {"q_proj", "k_proj", "v_proj", "gate_proj"}
     assert run("check", tmp_path / "split") == 2
-    assert "does not have" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "does not have" in shown.err
+    assert "--layout fused" in shown.err
+    assert "are fused, those of the adapter are not" in " ".join(shown.out.split())
+    assert run("check", tmp_path / "split", "--json") == 2
+    record = json.loads(capsys.readouterr().out)
+    assert record["fits_base"] is None
+    do = {row["engine"]: row["do"] for row in record["engines"]}
+    assert {name for name, text in do.items() if "--layout fused" in text} == set(do) - {"ONNX Runtime GenAI"}
     as_json(capsys, "convert", tmp_path / "split", tmp_path / "fused", "--layout", "fused")
     assert as_json(capsys, "check", tmp_path / "fused")["fits_base"]
 

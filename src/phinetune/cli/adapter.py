@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from phinetune.base.errors import SettingsError
+from phinetune.base.errors import IncompatibleLowRankAdapter, SettingsError
 from phinetune.cli import console
 from phinetune.cli.adapter_place import (
     ForceBase,
+    alpha_told,
     base_of,
     choice,
     forced_words,
@@ -19,6 +20,7 @@ from phinetune.cli.adapter_place import (
     is_here,
     laid_out,
     read,
+    told_options,
 )
 
 adapter_app = typer.Typer(
@@ -61,7 +63,7 @@ def show(place: Place, alpha: Alpha = None, merged: Merged = None, json: Json = 
         console.print_json(adapter_record(found.weights, found.form, found.path))
         return
     show_adapter(found.weights, found.form, found.path)
-    console.next_commands(f"phinetune adapter check {shlex.quote(str(place))}")
+    console.next_commands(f"phinetune adapter check {shlex.quote(str(place))}{told_options(alpha, merged)}")
 
 
 @adapter_app.command()
@@ -109,7 +111,8 @@ def convert(
         console.say(f"tell     whoever loads it: {told}")
     if loss is not None:
         console.say(f"lost     at most {loss:.2%} of the size of one layer's update")
-    console.next_commands(f"phinetune adapter check {shlex.quote(str(out))}")
+    options = told_options(alpha_told(told), merged) if told else ""
+    console.next_commands(f"phinetune adapter check {shlex.quote(str(out))}{options}")
 
 
 @adapter_app.command()
@@ -199,19 +202,28 @@ def check(
 ) -> None:
     """Check that an adapter is sound and fits its base, and say which engines will run it."""
     from phinetune.cli.adapter_view import check_record, show_check
-    from phinetune.lora.servability import servability
+    from phinetune.lora.servability import is_separate_on_fused, servability
     from phinetune.models.merged import check_fit, model_type_of
 
     found = read(place, alpha, merged)
     name = base or found.weights.base_name
-    fits, model_type = False, ""
+    fits, model_type, misfit = False, "", None
     if base or is_here(name):
-        forced = check_fit(found.weights, name, where=str(place), force_base=force_base)
-        fits, model_type = True, model_type_of(name)
+        model_type = model_type_of(name)
+        try:
+            forced = check_fit(found.weights, name, where=str(place), force_base=force_base)
+            fits = True
+        except IncompatibleLowRankAdapter as error:
+            # Then the engines' answers are of use all the same: they say what to convert.
+            if not is_separate_on_fused(found.weights, model_type):
+                raise
+            forced, misfit = "", error
         if forced:
             console.note(forced_words(forced), style="yellow")
     verdicts = servability(found.weights, found.form, model_type)
     if json:
         console.print_json(check_record(found.weights, found.form, name if fits else "", verdicts))
-        return
-    show_check(found.weights, found.form, name, fits, verdicts)
+    else:
+        show_check(found.weights, found.form, name, fits, verdicts)
+    if misfit:
+        raise misfit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,19 @@ def read(place: Path, alpha: float | None, merged: list[str] | None) -> Found:
     told = Told(alpha=alpha, merged=parts)
     path = adapter_path(place)
     return Found(weights=read_adapter(path, told), form=form_of(path), path=path, told=told)
+
+
+def told_options(alpha: float | None, merged: list[str] | None) -> str:
+    """The options that tell a command again what a state dict of loralib does not say."""
+    words = ["--alpha", f"{alpha:g}"] if alpha is not None else []
+    for text in merged or []:
+        words += ["--merged", text]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def alpha_told(told: str) -> float:
+    """The alpha in what a writer of loralib's form says its reader must be told."""
+    return float(told.split(",")[0].removeprefix("lora_alpha="))
 
 
 def adapter_path(place: Path) -> Path:

@@ -7,6 +7,7 @@ Knows nothing of text or training.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError, nearest
 from phinetune.base.files import committed_dir, require_free_space
 from phinetune.lora.files import base_difference, check_base, load_weights
-from phinetune.lora.fusing import GATE_UP, QKV
+from phinetune.lora.fusing import FUSIONS, GATE_UP, QKV
 from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
 from phinetune.models.catalog import find_model, weight_files, weights_sha256
@@ -162,7 +163,7 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
                 f"the adapter has weights for '{name}', which the base does not have",
                 where=where,
                 why=f"the nearest weight of the base is '{nearest(candidates[0], shapes)}'",
-                do="name the base it was trained on; 'adapter convert --layout' changes fused and separate",
+                do=_how_to_fit(name, shapes, where),
             )
         shape = shapes[key][::-1] if weights.is_transposed else shapes[key]
         if shape != (update.out_features, update.in_features):
@@ -174,6 +175,18 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
             )
         places[key] = name
     return places
+
+
+def _how_to_fit(name: str, shapes: Mapping[str, object], where: str) -> str:
+    """Another layout of the same base, or another base."""
+    for fusion in FUSIONS:
+        parent = name.removesuffix(last(name))
+        parts = {f"{parent}{part}.weight" for part in fusion.parts}
+        if last(name) in fusion.parts and f"{parent}{fusion.fused}.weight" in shapes:
+            return f"phinetune adapter convert {shlex.quote(where)} NEW --layout fused"
+        if last(name) == fusion.fused and parts <= shapes.keys():
+            return f"phinetune adapter convert {shlex.quote(where)} NEW --layout split"
+    return "name the base it was trained on"
 
 
 def _refuse_to_subtract(weights: AdapterWeights, base: str, where: str) -> None:

@@ -236,14 +236,29 @@ def test_what_loralib_does_not_say_must_be_told(tmp_path):
         read_adapter(tmp_path / "b.pt", Told(alpha=6.0))
 
 
-def test_a_shared_a_cannot_be_written_as_separate_parts(tmp_path):
-    weights = made_up("phi3", targets=("qkv_proj",))
+@pytest.mark.parametrize("rank", [4, 6])
+def test_parts_that_share_one_a_are_written_with_it_once_for_each(tmp_path, rank):
+    weights = made_up("phi3", rank=rank, alpha=8.0, targets=("qkv_proj",))
     told = Told(merged={"qkv_proj": MergedParts.from_text("32,32,32")})
-    with pytest.raises(AdapterError, match=r"cannot have the parts|not made of separate parts"):
-        write_adapter(weights, tmp_path / "x.pt", "loralib", told)
-    with pytest.raises(AdapterError, match="not made of separate parts"):
-        write_adapter(made_up("phi3", rank=6, targets=("qkv_proj",)), tmp_path / "x.pt", "loralib", told)
-    assert not (tmp_path / "x.pt").exists()
+    assert write_adapter(weights, tmp_path / "x.pt", "loralib", told) == "lora_alpha=8"
+    tensors = read_torch_archive(tmp_path / "x.pt")
+    for name, update in weights.updates.items():
+        layer = loralib.MergedLinear(32, 96, r=rank, lora_alpha=8, enable_lora=[True] * 3, bias=False)
+        layer.load_state_dict(
+            {part: tensors[f"{name}.{part}"] for part in ("lora_A", "lora_B")}, strict=False
+        )
+        layer.weight.data.zero_()
+        layer.eval()
+        torch.testing.assert_close(layer.weight.data, update.delta_OI(), rtol=1e-6, atol=1e-7)
+
+
+def test_parts_that_do_not_belong_to_the_layer_are_refused(tmp_path):
+    weights = made_up("phi3", targets=("qkv_proj",))
+    for sizes, match in (("32,32,16", "cannot have the parts"), ("32,-32,32", "told to have none")):
+        told = Told(merged={"qkv_proj": MergedParts.from_text(sizes)})
+        with pytest.raises(AdapterError, match=match):
+            write_adapter(weights, tmp_path / "x.pt", "loralib", told)
+        assert not (tmp_path / "x.pt").exists()
 
 
 def mlx_config(path, **changes):

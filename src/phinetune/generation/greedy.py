@@ -9,6 +9,7 @@ Shapes: B rows of a batch, T positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,25 @@ def generate_batch(
         if on_progress:
             on_progress(num_done, len(prompts))
     return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerBatch:
+    """Prompts that `generate_batch` answers together: their places, the longest, the full cache's bytes."""
+
+    rows: tuple[int, ...]
+    longest_prompt: int
+    cache_bytes: int
+
+
+def answer_batches(base: Base, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[AnswerBatch]:
+    """How `generate_batch` would divide these prompts."""
+    found = []
+    for rows in _batches(base, prompts, max_new_tokens):
+        longest = max(len(prompts[row]) for row in rows)
+        size_bytes = len(rows) * (longest + max_new_tokens) * _cache_bytes_per_token(base)
+        found.append(AnswerBatch(rows=tuple(rows), longest_prompt=longest, cache_bytes=size_bytes))
+    return found
 
 
 def stream(

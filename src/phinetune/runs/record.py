@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,15 +70,21 @@ def origin_of(settings: TrainingSettings, base: Base, files: Sequence[DataFile])
     )
 
 
-def plan_values(plan: Plan, forecast: Forecast, adapter: Adapter, base: Base) -> dict[str, Any]:
-    """The plan as plain values, for the terminal and events.jsonl; without the row lists."""
+def plan_values(
+    plan: Plan, forecast: Forecast, adapter: Adapter, base: Base, batches: Mapping[str, int]
+) -> dict[str, Any]:
+    """The plan as plain values, for the terminal and events.jsonl; without the row lists.
+
+    `batches` are the settings that said `auto`, with the numbers found for them.
+    """
     values = asdict(plan)
     del values["rows"], values["test_sequences"]
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
         "compute": f"{base.device.type}, {base.compute.reason}",
-        "forecast": asdict(forecast),
+        "batches": dict(batches),
+        "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},
     }
 
 

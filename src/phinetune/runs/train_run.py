@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ from phinetune.base.events import (
 from phinetune.base.files import require_free_space
 from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter, LoraSettings, attach
+from phinetune.models.catalog import find_model
+from phinetune.models.device import choose
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.folder import checked_run_path, create_run
+from phinetune.runs.forecast import Forecaster, refuse_base_too_large
 from phinetune.runs.prepare import prepare
 from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
@@ -35,7 +39,6 @@ from phinetune.runs.road import Road
 from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
-from phinetune.training.forecast import forecast
 from phinetune.training.lora_yaml import load_settings
 from phinetune.training.settings import TrainingSettings
 
@@ -71,15 +74,21 @@ def train_run(
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
+    refuse_base_too_large(find_model(settings.model, root=project), choose(settings.device, settings.dtype))
     base = load_base(settings.model, device_name=settings.device, dtype=settings.dtype, root=project)
     if found:
         refuse_changes(found, settings, base, prepared.files)
     _check_lengths(settings, base, prepared.renderer)
     adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
-    expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered)
+    forecaster = Forecaster(base, adapter, prepared)
+    # A run that goes on keeps its batches: another split of an update would round differently.
+    batches = found.record.get("batches", {}) if found else forecaster.resolved()
+    fitted = settings.model_copy(update=batches)
+    prepared = replace(prepared, settings=fitted)
+    expected = forecaster.refuse_too_large(fitted)
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base))
+    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base, batches))
     yield planned
 
     run_json: dict[str, Any] = (
@@ -91,6 +100,7 @@ def train_run(
             "started": time.time(),
             "overrides": overrides,
             "settings": settings.model_dump(mode="json"),
+            "batches": batches,
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
             "machine": machine(),

@@ -41,7 +41,7 @@ def validate(
     waiting: list[torch.Tensor] = []
     totals = torch.zeros(3, dtype=torch.float64)
     is_cpu = base.device.type == "cpu"
-    for piece in pieces(sequences, rows, settings.finetune_test_batch_size, is_cpu):
+    for piece in pieces(sequences, rows, settings.test_batch_size, is_cpu):
         scores = token_scores(base, PackedBatch.lay([rows[row] for row in piece], base.device))
         count = torch.tensor(float(len(scores.nll_N)), device=base.device)
         waiting.append(torch.stack([scores.nll_N.sum(), scores.is_correct_N.sum().float(), count]))

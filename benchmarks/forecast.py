@@ -56,7 +56,7 @@ GRID = {
     "demo-float32": Case(model="demo", settings=FP32),
     "demo-checkpointed": Case(model="demo", settings={**BF16, "gradient_checkpointing": True}),
     "demo-long": Case(
-        model="demo", words=500, settings={**BF16, "finetune_train_seqlen": 2048, "lora_dropout": 0.0}
+        model="demo", words=300, settings={**BF16, "finetune_train_seqlen": 2048, "lora_dropout": 0.0}
     ),
     "tiny": Case(model="tiny", steps=100, settings={**BF16, "finetune_train_batch_size": 4}),
     "tiny-unpacked": Case(model="tiny", steps=100, settings={**FP32, "varied_seqlen": True}),
@@ -161,7 +161,10 @@ def _run(folder: Path, name: str) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
+    row = {"name": name, **json.loads(done.stdout.splitlines()[-1])}
+    _errors([row])
+    print(f"{_memory(row)} MB, {row['seconds_measured']:.0f} s", file=sys.stderr, flush=True)
+    return row
 
 
 def _write_chats(path: Path, words: int, number: int) -> None:
@@ -191,7 +194,7 @@ def _work(project: Path) -> None:
     settings = json.loads((project / "case.json").read_text(encoding="utf-8"))
     # Until the loss of a random model falls is no concern here.
     settings["early_stopping_patience"] = 1000
-    settings["overlong"] = "cut"
+    settings["overlong"] = "drop"
     target = project / "project"
     create_project(
         target, TrainingSettings(**settings), train=project / "train.json", test=project / "test.json"
@@ -248,11 +251,10 @@ def _errors(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     print(f"{'run':<26}{'memory, MB':>22}{'':>8}{'seconds':>18}{'':>8}{'after 20 steps':>16}")
     for row in report["rows"]:
-        memory = f"{row['memory_forecast'] / 1e6:,.0f} / {row['memory_measured'] / 1e6:,.0f}"
         seconds = f"{row['seconds_forecast']:.1f} / {row['seconds_measured']:.1f}"
         again = row["seconds_after_20_steps"]
         print(
-            f"{row['name']:<26}{memory:>22}{_percent(row['memory_error_percent']):>8}"
+            f"{row['name']:<26}{_memory(row):>22}{_percent(row['memory_error_percent']):>8}"
             f"{seconds:>18}{_percent(row['seconds_error_percent']):>8}"
             f"{'' if again is None else f'{again:.1f}':>8}"
             f"{_percent(row['seconds_after_20_steps_error_percent']):>8}"
@@ -261,6 +263,10 @@ def _print(report: dict[str, Any]) -> None:
     for key, value in report.items():
         if key not in ("rows", "load_average"):
             print(f"{key:<36}{value}")
+
+
+def _memory(row: dict[str, Any]) -> str:
+    return f"{row['memory_forecast'] / 1e6:,.0f} / {row['memory_measured'] / 1e6:,.0f}"
 
 
 def _percent(error: float | None) -> str:

@@ -90,6 +90,7 @@ def comparison_bytes(costs: Costs, answering: Answering, rows: Sequence[Rendered
     scored = StepShape(
         num_tokens=min(batch_tokens, sum(row.num_tokens for row in rows)),
         num_trained_tokens=min(batch_tokens, sum(row.num_trained for row in rows)),
+        longest_segment=max(row.num_tokens for row in rows),
     )
     answered = [
         batch.cache_bytes * CACHE_COPIES + costs.forward(len(batch.rows) * batch.longest_prompt)

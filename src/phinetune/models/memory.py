@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phinetune.models.attention import GROUP_UP_TO, PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
 from phinetune.models.loss import CHUNK_ENTRIES
 
@@ -30,10 +31,11 @@ HOLES_SHARE, HOLES_BYTES = 0.25, 250e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
-    """The largest piece of work that is held at once, and the longest example in it."""
+    """A piece of work that goes through the model at once, and the longest example in it."""
 
     num_tokens: int
     num_trained_tokens: int
+    longest_segment: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Costs:
     inner_size: int
     vocab_size: int
     item_bytes: int
+    attention_per_pair: float
     num_adapter_parameters: int
     tokens_multiple: int
     is_cpu: bool
@@ -57,13 +60,19 @@ class Costs:
         config = base.model.config.get_text_config(decoder=True)
         hidden = int(config.hidden_size)
         is_cpu = base.device.type == "cpu"
+        item_bytes = base.dtype.itemsize
+        # Where attention is plain products, the backward pass holds the probabilities and two gradients of
+        # them, and the slope of a soft cap.
+        has_cap = bool(getattr(config, "attn_logit_softcapping", None))
+        is_plain = has_cap or (is_cpu and base.dtype in PLAIN_MATH_DTYPES)
         return cls(
             saved_per_token=saved_per_token,
             num_layers=int(config.num_hidden_layers),
             hidden_size=hidden,
             inner_size=int(getattr(config, "intermediate_size", None) or 4 * hidden),
             vocab_size=base.vocab_size,
-            item_bytes=torch.finfo(base.dtype).bits // 8,
+            item_bytes=item_bytes,
+            attention_per_pair=(3 + has_cap) * is_plain * int(config.num_attention_heads) * item_bytes,
             num_adapter_parameters=num_adapter_parameters,
             tokens_multiple=TOKENS_MULTIPLE if is_cpu else 1,
             is_cpu=is_cpu,
@@ -80,7 +89,9 @@ class Costs:
         tokens = self.filled(shape.num_tokens)
         saved = tokens * self.saved_per_token
         layer = saved / self.num_layers
-        working = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
+        attention = shape.num_tokens * min(shape.longest_segment, GROUP_UP_TO) * self.attention_per_pair
+        products = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
+        working = max(products, attention)
         loss = self._loss(shape)
         if not is_checkpointed:
             return saved + max(loss, working)

@@ -11,15 +11,20 @@ LONG_PROBE_S = 5.0
 NUM_TIMED = 3
 
 
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, until the device has done it."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest call after the first, which pays for set-up; of the first when that is long."""
     found: list[float] = []
     for _ in range(1 + NUM_TIMED):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
+        found.append(seconds_of(work, device))
         if sum(found) > LONG_PROBE_S:
             break
     return min(found[1:] or found)

@@ -12,7 +12,6 @@ from typing import Any
 
 from phinetune.base.errors import SpaceError
 from phinetune.evaluation.cost import (
-    Answering,
     comparison_bytes,
     comparison_seconds,
     nothing_answered,
@@ -33,6 +32,7 @@ from phinetune.training.forecast import (
     training_bytes,
     training_seconds,
 )
+from phinetune.training.plan import Plan
 from phinetune.training.settings import TrainingSettings
 
 NUM_CHANGES = 3
@@ -61,20 +61,25 @@ class Forecaster:
             step_seconds(base, adapter, prompts, self._probe.test_s) if prompts else nothing_answered()
         )
         release_unused()
-        self._available = available_bytes(base.device)
+        self.costs = self._probe.costs
+        self.available_bytes = available_bytes(base.device)
 
     @property
     def probe(self) -> Probe:
         return self._probe
 
     @property
-    def answering(self) -> Answering:
-        return self._answering
+    def settings(self) -> TrainingSettings:
+        return self._prepared.settings
+
+    @property
+    def plan(self) -> Plan:
+        return self._prepared.plan
 
     def of(self, settings: TrainingSettings, costs: Costs | None = None) -> Forecast:
         """The forecast under settings that differ in batch sizes, checkpointing or costs."""
         prepared, probe = self._prepared, self._probe
-        costs = costs or probe.costs
+        costs = costs or self.costs
         training = training_bytes(
             costs, settings, prepared.plan, prepared.train.rendered, prepared.test.rendered
         )
@@ -89,7 +94,7 @@ class Forecaster:
             ),
             tokens_per_second=1 / probe.train_s,
             peak_memory_bytes=int(probe.held_bytes + tensors + around),
-            available_bytes=self._available,
+            available_bytes=self.available_bytes,
             memory={
                 "held before": probe.held_bytes,
                 "optimizer and best weights": int(training.kept),
@@ -102,7 +107,7 @@ class Forecaster:
 
     def fits(self, forecast: Forecast) -> bool:
         """Whether what is still to come is free now."""
-        return forecast.peak_memory_bytes - self._probe.held_bytes <= self._available
+        return forecast.peak_memory_bytes - self._probe.held_bytes <= self.available_bytes
 
     def resolved(self) -> dict[str, int]:
         """Numbers for the settings that say `auto`: the largest batches that fit, the update unchanged.
@@ -147,7 +152,7 @@ class Forecaster:
         raise SpaceError(
             "the run does not fit into memory",
             where=f"the whole run, at its peak {_size(forecast.peak_memory_bytes)}",
-            why=f"{_size(needed)} more than is held now, and {_size(self._available)} are free",
+            why=f"{_size(needed)} more than is held now, and {_size(self.available_bytes)} are free",
             do=f"write {'; or '.join(fitting[:NUM_CHANGES])}"
             if fitting
             else "end other programs, or choose a smaller model: no single setting would make it fit",
@@ -157,7 +162,7 @@ class Forecaster:
         """Lines of lora.yaml that take less memory, cheapest first, each with its forecast."""
         for change in _same_result(settings):
             yield _lines(change), self.of(settings.model_copy(update=change))
-        costs = self._probe.costs
+        costs = self.costs
         rank = settings.lora_r
         if costs.item_bytes == 4:
             narrow = replace(costs, item_bytes=2, saved_per_token=0.6 * costs.saved_per_token)

@@ -15,8 +15,9 @@ from phinetune.training.settings import TrainingSettings
 
 # The first steps pay for set-up: they are left out of the pace.
 NUM_STEPS, NUM_SET_UP = 20, 5
-# Memory that glibc keeps grows from step to step; giving it back costs 1 ms each time it is done.
-RELEASE_EVERY = 10
+# What glibc keeps grows from step to step. To give it back costs 70 ms with a small model, as the next step
+# asks for all of it again.
+RELEASE_EVERY = 32
 
 
 class Pace:

@@ -6,8 +6,9 @@ that follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.memory import Costs, StepShape, held_bytes, release_unused, saved_bytes
-from phinetune.models.timing import timed
+from phinetune.models.timing import LONG_PROBE_S, NUM_TIMED, seconds_of
 from phinetune.text.render import Rendered
 from phinetune.training.packing import Rows, Sampling, batches, epoch_sequences, file_sequences
 from phinetune.training.plan import Plan, train_sampling
@@ -72,8 +73,7 @@ class TrainingBytes:
 
 def probe(base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered]) -> Probe:
     """Time a piece of up to `PROBE_TOKENS` tokens, and measure what a token holds until its backward pass."""
-    few = list(_chosen(sequences, rows, PROBE_TOKENS // 4))
-    batch = PackedBatch.lay(few, base.device)
+    batch = _probe_batches(sequences, rows, PROBE_TOKENS // 4, base.device)[0]
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         was_training = base.model.training
         base.model.train()
@@ -140,39 +140,60 @@ def _shapes(
         StepShape(
             num_tokens=sum(rows[row].num_tokens for row in piece),
             num_trained_tokens=sum(rows[row].num_trained for row in piece),
+            longest_segment=max(rows[row].num_tokens for row in piece),
         )
         for group in groups
         for piece in pieces(group, rows, batch_size, is_cpu)
     }
 
 
-def _chosen(sequences: Sequence[Rows], rows: Sequence[Rendered], most_tokens: int) -> Iterator[Rendered]:
-    """The first rows of up to `most_tokens` tokens; at least one."""
-    num_tokens = 0
+def _probe_batches(
+    sequences: Sequence[Rows], rows: Sequence[Rendered], most_tokens: int, device: torch.device
+) -> list[PackedBatch]:
+    """The first rows in batches of up to `most_tokens` tokens: the probe's set-up, and what is timed."""
+    found: list[list[Rendered]] = [[]]
     for row in (rows[row] for sequence in sequences for row in sequence):
-        if num_tokens and num_tokens + row.num_tokens > most_tokens:
-            return
-        num_tokens += row.num_tokens
-        yield row
+        if found[-1] and sum(r.num_tokens for r in found[-1]) + row.num_tokens > most_tokens:
+            if len(found) == 1 + NUM_TIMED:
+                break
+            found.append([])
+        found[-1].append(row)
+    return [PackedBatch.lay(batch, device) for batch in found]
 
 
 def _seconds_per_token(
     base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered]
 ) -> tuple[float, float]:
     """Seconds per token of forward and backward, and of evaluation."""
-    batch = PackedBatch.lay(list(_chosen(sequences, rows, PROBE_TOKENS)), base.device)
+    found = _probe_batches(sequences, rows, PROBE_TOKENS, base.device)
 
-    def trained() -> None:
+    def trained(batch: PackedBatch) -> None:
         loss, _ = trained_token_loss(base, batch)
         loss.backward()
 
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         was_training = base.model.training
         base.model.train()
-        train_s = timed(trained, base.device)
+        train_s = _timed(trained, found, base.device)
         base.model.eval()
-        test_s = timed(lambda: token_scores(base, batch), base.device)
+        test_s = _timed(lambda batch: token_scores(base, batch), found, base.device)
         base.model.train(was_training)
     for parameter in adapter.parameters():
         parameter.grad = None
-    return train_s / batch.num_tokens, test_s / batch.num_tokens
+    return train_s, test_s
+
+
+def _timed(
+    work: Callable[[PackedBatch], object], found: Sequence[PackedBatch], device: torch.device
+) -> float:
+    """Seconds per token over different batches, as a CPU prepares for new shapes again and again.
+
+    The first pays for set-up and counts only when it is alone or long.
+    """
+    took = []
+    for batch in found:
+        took.append((seconds_of(partial(work, batch), device), batch.num_tokens))
+        if took[-1][0] > LONG_PROBE_S:
+            break
+    counted = took[1:] or took
+    return sum(seconds for seconds, _ in counted) / sum(num_tokens for _, num_tokens in counted)

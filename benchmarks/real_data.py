@@ -127,8 +127,7 @@ def bleu(project: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
     from phinetune.lora.attach import attach
     from phinetune.lora.files import save_adapter
     from phinetune.models.loading import load_base
-    from phinetune.runs.prepare import prepare
-    from phinetune.runs.train_run import lora_settings
+    from phinetune.runs.prepare import lora_settings, prepare
     from phinetune.training.lora_yaml import load_settings
 
     settings = load_settings(project / SETTINGS_FILE, overrides)

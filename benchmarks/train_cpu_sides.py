@@ -72,8 +72,9 @@ def ours(folder: Path, num_steps: int, dropout_seed: int) -> dict[str, Any]:
     from phinetune.models.loading import load_base
     from phinetune.models.memory import peak_resident_bytes
     from phinetune.text.render import Rendered
+    from phinetune.training.optimizers import make_optimizer
     from phinetune.training.settings import TrainingSettings
-    from phinetune.training.step import make_optimizer, train_step
+    from phinetune.training.step import train_step
 
     work = Work.read(folder)
     rows = [

@@ -5,27 +5,22 @@ Prints nothing. The command line and scripts use the same functions.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phinetune.base.errors import AdapterError, UserError
-from phinetune.data.conversation import Conversation, Example, Message
+from phinetune.data.conversation import Conversation, Example
 from phinetune.data.reading import load_examples, resolve_dataset
 
 if TYPE_CHECKING:
     from phinetune.base.events import Event
     from phinetune.evaluation.compare import Comparison, Progress
-    from phinetune.lora.attach import Adapter
-    from phinetune.models.loading import Base
+    from phinetune.generation.model import Model
     from phinetune.runs.folder import RunFolder
-    from phinetune.text.render import Rendered, Renderer
+    from phinetune.text.render import Rendered
     from phinetune.training.settings import TrainingSettings
-
-DEFAULT_MAX_NEW_TOKENS = 512
 
 
 def train(
@@ -34,11 +29,16 @@ def train(
     run_name: str | None = None,
     settings: Mapping[str, str] | None = None,
     resume: bool = False,
+    from_adapter: str | Path | None = None,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> Iterator[Event]:
     """Train a project folder; yields events, the last is `Finished` with the run's summary.
 
     `settings` change lora.yaml for this run and are written as there: `{"learning_rate": "1e-3"}`.
-    `resume` goes on with the named run, or the newest interrupted one. Nothing happens until the first
+    `resume` goes on with the named run, or the newest interrupted one; `from_adapter` begins a new run with
+    the weights of a run or of a PEFT directory. `nproc` processes of this machine share the work, and with
+    `shard` the base; under torchrun only the first process has events. Nothing happens until the first
     event is asked for.
 
         for event in phinetune.train("my-project"):
@@ -46,79 +46,15 @@ def train(
     """
     from phinetune.runs.train_run import train_run
 
-    yield from train_run(Path(project), run_name=run_name, overrides=dict(settings or {}), resume=resume)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Model:
-    """A base model, the adapter on it if there is one, and the renderer that belongs to both."""
-
-    name: str
-    base: Base
-    adapter: Adapter | None
-    renderer: Renderer
-    # The setting replaces a chat's own system message; the data's is given to chats that have none.
-    system_prompt: str | None = None
-    data_system_prompt: str | None = None
-
-    def stream(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        with_adapter: bool = True,
-        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-    ) -> Iterator[str]:
-        """The greedy answer to a text or a chat, in pieces that never end inside a character."""
-        from phinetune.generation.greedy import stream
-        from phinetune.generation.text_stream import text_pieces
-
-        ids = self.prompt_ids(prompt)
-        with self._side(with_adapter):
-            tokens = stream(self.base, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids)
-            yield from text_pieces(tokens, self.renderer.decode)
-
-    def chat(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        with_adapter: bool = True,
-        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-    ) -> str:
-        """The whole greedy answer."""
-        return "".join(self.stream(prompt, with_adapter=with_adapter, max_new_tokens=max_new_tokens))
-
-    def answers(
-        self,
-        prompts: Sequence[str | Sequence[Message]],
-        *,
-        with_adapter: bool = True,
-        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-    ) -> list[str]:
-        """The greedy answers to many prompts, computed together, in the order given."""
-        from phinetune.generation.greedy import generate_batch
-
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
-        with self._side(with_adapter):
-            tokens = generate_batch(
-                self.base, ids, max_new_tokens=max_new_tokens, stop_ids=self.renderer.stop_ids
-            )
-        return [self.renderer.decode(answer) for answer in tokens]
-
-    def prompt_ids(self, prompt: str | Sequence[Message]) -> list[int]:
-        """The tokens that the model sees before its answer."""
-        return self.renderer.prompt(self.messages(prompt), system_prompt=self.system_prompt)
-
-    def messages(self, prompt: str | Sequence[Message]) -> tuple[Message, ...]:
-        """A text or a chat as turns, under the system message of the data where it has none."""
-        messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
-        if self.data_system_prompt and messages[0].role != "system":
-            messages = (Message(role="system", content=self.data_system_prompt), *messages)
-        return messages
-
-    def _side(self, with_adapter: bool) -> contextlib.AbstractContextManager[None]:
-        if with_adapter or self.adapter is None:
-            return contextlib.nullcontext()
-        return self.adapter.disabled()
+    yield from train_run(
+        Path(project),
+        run_name=run_name,
+        overrides=dict(settings or {}),
+        resume=resume,
+        from_adapter=Path(from_adapter) if from_adapter else None,
+        nproc=nproc,
+        shard=shard,
+    )
 
 
 def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:
@@ -130,7 +66,9 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mode
         model = phinetune.load("my-project/runs/20261120-142233-k3f")
         print(model.chat("My parcel is late"))
     """
+    from phinetune.generation.model import OWN, Model
     from phinetune.lora.files import CONFIG_FILE, load_adapter
+    from phinetune.lora.forms import read_adapter
     from phinetune.models.loading import load_base
     from phinetune.text.render import load_renderer
 
@@ -140,16 +78,21 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mode
     spec = settings.model if settings else _base_name(adapter_folder) if adapter_folder else str(name)
     root = run.path.parent.parent if run else None
     base = load_base(spec, device_name=device, dtype=dtype, root=root)
-    renderer = load_renderer(base.folder)
-    adapter = load_adapter(base.model, adapter_folder, base_sha256=base.sha256) if adapter_folder else None
-    return Model(
-        name=str(name),
-        base=base,
-        adapter=adapter,
-        renderer=renderer,
+    weights = read_adapter(adapter_folder) if adapter_folder else None
+    is_alone = adapter_folder is not None and weights is not None and weights.uses_dora
+    model = Model(
+        str(name),
+        base,
+        load_renderer(base.folder),
+        attached=load_adapter(base.model, adapter_folder, base_sha256=base.sha256)
+        if adapter_folder and is_alone
+        else None,
         system_prompt=settings.system_prompt if settings else None,
         data_system_prompt=_common_system_prompt(run) if run else None,
     )
+    if weights and not is_alone:
+        model.load_adapter(OWN, weights)
+    return model
 
 
 def evaluate(
@@ -164,16 +107,20 @@ def evaluate(
         print(comparison.adapter["exact_match"])
     """
     from phinetune.evaluation.compare import compare
+    from phinetune.lora.files import load_adapter
+    from phinetune.models.loading import load_base
+    from phinetune.text.render import load_renderer
 
     found = _run_or_refuse(run)
     settings = run_settings(found)
     examples, pieces = (load_examples(Path(data)), None) if data else _own_test_set(found, settings)
-    model = load(found.path, device=settings.device, dtype=settings.dtype)
-    assert model.adapter is not None  # a run always has one
+    base = load_base(
+        settings.model, device_name=settings.device, dtype=settings.dtype, root=found.path.parent.parent
+    )
     return compare(
-        model.base,
-        model.adapter,
-        model.renderer,
+        base,
+        load_adapter(base.model, found.adapter, base_sha256=base.sha256),
+        load_renderer(base.folder),
         examples,
         pieces=pieces,
         max_answered=settings.compare_nsamples,

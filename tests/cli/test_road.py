@@ -44,6 +44,31 @@ def test_train_ends_with_the_proof_and_the_next_commands(
         assert part in out
 
 
+def test_a_run_may_begin_with_the_adapter_of_another(
+    run_folder: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--run", "further", "--yes", "--from-adapter", run_folder)
+    assert run("train", project, *arguments) == 0
+    err = capsys.readouterr().err
+    assert "training goes on from" in err
+    assert "start     test loss" in err
+    assert "base      test loss" not in err
+    assert summary_of(project / "runs" / "further")["lineage"][0]["run_id"] == run_folder.name
+
+
+def test_new_takes_a_preset_and_refuses_an_unknown_one(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = project / "dataset"
+    files = ("--model", "demo", "--train", data / "train.json", "--test", data / "test.json")
+    assert run("new", tmp_path / "p", *files, "--preset", "phi-silica") == 0
+    assert "template of the AI Toolkit" in capsys.readouterr().out
+    assert "\nfinetune_train_seqlen: 1024\n" in (tmp_path / "p" / "lora" / "lora.yaml").read_text()
+    assert run("new", tmp_path / "q", *files, "--preset", "phi-silca") == 2
+    assert "write 'phi-silica'" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
 def test_a_taken_run_name_is_refused(
     run_folder: Path, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,8 +196,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_the_python_door_yields_events_and_loads_a_project(project: Path, run_folder: Path) -> None:
     events = list(phinetune.train(project, run_name="python", settings={"num_training_steps": "2"}))
     assert isinstance(events[-1], Finished)
-    assert phinetune.load(project).adapter is not None
-    assert phinetune.load(run_folder / "adapter").adapter is not None
+    assert phinetune.load(project).has_own_adapter
+    assert phinetune.load(run_folder / "adapter").adapters == ["adapter"]
 
 
 def test_loading_what_is_not_there_is_the_users_error() -> None:

@@ -88,7 +88,7 @@ def kill_trainings(
     for trial in range(num_trials):
         name = f"killed-{trial}"
         for kills_left in range(1 + trial % 3, -1, -1):
-            is_there = (project / "runs" / name / "events.jsonl").exists()
+            is_there = (project / "runs" / name / "run.json").exists()
             job = {"kind": "train", "project": str(project), "run": name, "resume": is_there}
             moment = moments.uniform(0.1, 0.95) * seconds if kills_left else None
             code, _ = trainee.run(job, kill_after_s=moment)

@@ -49,6 +49,13 @@ def test_a_misspelt_file_is_named(tmp_path: Path) -> None:
     assert caught.value.do == "rename trian.json to train.json"
 
 
+def test_the_test_file_is_never_taken_for_a_misspelt_training_file(tmp_path: Path) -> None:
+    touch(tmp_path / "dataset", "test.json")
+    with pytest.raises(DataError, match=r"no train\.json") as caught:
+        resolve_dataset("dataset", tmp_path)
+    assert caught.value.do == "put train.json there, and test.json if there is one"
+
+
 def test_a_misspelt_name_offers_the_nearest(tmp_path: Path) -> None:
     touch(tmp_path / "dataset", "train.json")
     with pytest.raises(DataError) as caught:
@@ -57,31 +64,3 @@ def test_a_misspelt_name_offers_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         resolve_dataset("wikitxt2", tmp_path)
     assert "wikitext2" in caught.value.do
-
-
-WIKITEXT_NAMES = [
-    ("train.txt", "test.txt"),
-    ("wiki.train.tokens", "wiki.test.tokens"),
-    ("wiki.train.raw", "wiki.valid.raw"),
-]
-
-
-@pytest.mark.parametrize("names", WIKITEXT_NAMES)
-def test_wikitext2_is_found_by_name(
-    names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PHINETUNE_DATA", str(tmp_path))
-    touch(tmp_path / "wikitext-2", *names)
-    files = resolve_dataset("wikitext2", tmp_path / "project")
-    assert (files.train.name, files.test.name if files.test else "") == names
-
-
-def test_wikitext2_that_is_not_here_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PHINETUNE_DATA", str(tmp_path))
-    with pytest.raises(DataError) as caught:
-        resolve_dataset("wikitext2", tmp_path)
-    assert caught.value.where == str(tmp_path / "wikitext-2")
-    monkeypatch.delenv("PHINETUNE_DATA")
-    with pytest.raises(DataError) as caught:
-        resolve_dataset("wikitext2", tmp_path)
-    assert "PHINETUNE_DATA" in caught.value.do

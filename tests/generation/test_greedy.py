@@ -61,12 +61,18 @@ def test_result_does_not_depend_on_how_rows_are_batched(monkeypatch):
     assert generate_batch(base, prompts, max_new_tokens=10, stop_ids={7, 11}) == together
 
 
-def test_cache_budget_limits_the_rows_of_a_batch(monkeypatch):
+def test_a_cache_too_small_for_two_rows_answers_one_by_one(monkeypatch):
     base = tiny_base("phi3")
-    prompts = prompts_of([10] * 6)
+    prompts = prompts_of([10] * 3)
+    expected = generate_batch(base, prompts, max_new_tokens=5, stop_ids=())
     bytes_per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head size, float32
-    monkeypatch.setattr(greedy, "CACHE_BYTES_CPU", 4 * 20 * bytes_per_token)
-    assert [len(batch) for batch in greedy._batches(base, prompts, 10)] == [4, 2]
+    monkeypatch.setattr(greedy, "CACHE_BYTES_CPU", 15 * bytes_per_token)
+    seen = []
+    answers = generate_batch(
+        base, prompts, max_new_tokens=5, stop_ids=(), on_progress=lambda done, _: seen.append(done)
+    )
+    assert answers == expected
+    assert seen == [1, 2, 3]
 
 
 def test_prompt_longer_than_the_context_is_refused_with_the_usable_length():

@@ -27,7 +27,8 @@ def costs_of(base: Base, lengths: list[int] = LENGTHS) -> tuple[Costs, PackedBat
     base.model.train()
     batch = PackedBatch.lay(random_rows(lengths))
     saved = saved_bytes(base, lambda: trained_token_loss(base, batch))
-    return Costs.of(base, saved / batch.num_tokens, adapter.num_parameters), batch
+    weights = {"num_adapter_parameters": adapter.num_parameters, "num_moments": 2}
+    return Costs.of(base, saved / batch.num_tokens, **weights), batch
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -95,6 +96,7 @@ def test_a_larger_adapter_takes_more_memory():
     larger = replace(costs, num_adapter_parameters=costs.num_adapter_parameters + 1000)
     assert larger.kept() == costs.kept() + 16_000
     assert larger.saving() > costs.saving()
+    assert replace(larger, num_moments=0).kept() == larger.kept() / 2
 
 
 def test_a_gpu_has_no_process_around_its_tensors():

@@ -100,7 +100,8 @@ def test_hidden_states_of_mixed_lengths_come_back_in_order(name):
 
 @pytest.mark.parametrize("name", ["phi3", "phi4-mini", "gemma2", "gpt2"])
 @pytest.mark.parametrize("rows_per_chunk", [1, 7, 10_000])
-def test_gradient_of_the_hidden_states_is_autograds(name, rows_per_chunk, monkeypatch):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_loss_and_gradient_of_the_hidden_states_are_torchs(name, rows_per_chunk, smoothing, monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_ENTRIES", rows_per_chunk * VOCAB)
     base = tiny_base(name)
     generator = torch.Generator().manual_seed(0)
@@ -108,9 +109,10 @@ def test_gradient_of_the_hidden_states_is_autograds(name, rows_per_chunk, monkey
     hidden = torch.randn(23, 32, generator=generator, requires_grad=True)
     plain = hidden.detach().clone().requires_grad_()
 
-    loss = loss_module._SummedLoss.apply(hidden, targets, base)
+    loss = loss_module._SummedLoss.apply(hidden, targets, base, smoothing)
     (3.5 * loss).backward()
-    expected = cross_entropy(base.head_logits(plain).float(), targets, reduction="sum")
+    logits = base.head_logits(plain).float()
+    expected = cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
     (3.5 * expected).backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -133,6 +133,16 @@ def test_the_verdict_is_never_better_without_an_interval_below_zero(tmp_path, di
     assert f'class="verdict {reading}"' in path.read_text(encoding="utf-8")
 
 
+def test_a_run_that_went_on_from_others_names_them(tmp_path):
+    folder = make_run(tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    record["lineage"] = [{"run_id": "first", "path": "runs/first/adapter"}, {"path": "<b>theirs</b>"}]
+    (folder / "run.json").write_text(json.dumps(record))
+    page = report_html(folder).read_text(encoding="utf-8")
+    assert "run first, runs/first/adapter" in page
+    assert "run unknown, &lt;b&gt;theirs" in page
+
+
 def test_a_run_that_has_not_been_compared_says_so(tmp_path):
     write_events(tmp_path / "run" / "events.jsonl", course()[:12])
     (tmp_path / "run" / "run.json").write_text('{"run_id": "run", "status": "running"}', encoding="utf-8")

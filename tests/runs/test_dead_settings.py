@@ -8,14 +8,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_project import project_maker, write_chats
 
-from phinetune.base.errors import DivergedError, SettingsError
+from phinetune.base.errors import DivergedError, UserError
 from phinetune.base.events import Compared, Evaluated, Event, Planned, Saved, Stepped, Trained
 from phinetune.lora.layers import LoraLinear
 from phinetune.runs import forecast as run_forecast
@@ -66,17 +66,43 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "lora_r": ("8", "num_parameters", {}),
     "lora_alpha": ("1", "adapter", {}),
     "lora_target_modules": ("[o_proj]", "targets", {}),
+    "optimizer": ("lion", "adapter", {}),
+    "sgd_momentum": ("0.5", "adapter", {"optimizer": "sgd"}),
+    "label_smoothing": ("0.2", "adapter", {}),
+    "warmup_ratio": ("0.5", "learning_rates", {**WARM, "num_warmup_steps": "1"}),
     "loss_on": ("all", "num_trained_tokens", {}),
     "overlong": ("drop", "num_train_used", {"finetune_train_seqlen": "20"}),
     "device": ("cuda", "refusal", {}),
     "dtype": ("bfloat16", "dtype", {}),
+    "report_to": ("[tensorboard]", "files", {}),
     "compare_nsamples": ("1", "num_answers", {}),
     "compare_max_new_tokens": ("1", "answers", {}),
 }
 
 
+# What a choice cannot show here: these mean what the machine suggests, which is one of the others.
+SUGGESTED = {("device", "auto"), ("dtype", "auto")}
+# Settings of both runs where a choice shows nothing under those of the table.
+FOR_CHOICES: dict[str, Overrides] = {
+    "lr_scheduler_type": {"num_warmup_steps": "1"},
+    "optimizer": {"weight_decay": "0.5"},  # without it Adam is AdamW
+}
+
+
+def choices() -> Iterator[tuple[str, str]]:
+    """Every word that a setting may have, but for those the runs below begin with."""
+    begun_with = {"overlong": "cut", "dtype": "float32", "device": "cpu"}
+    for name, field in TrainingSettings.model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            default = begun_with.get(name, field.default)
+            yield from ((name, word) for word in get_args(field.annotation) if word != default)
+
+
 def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
+    assert {name for name, _ in choices()} == {
+        "lr_scheduler_type", "evaluation_strategy", "optimizer", "loss_on", "overlong", "device", "dtype",
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +158,7 @@ def observed(
         try:
             for event in train_run(project, run_name=name, overrides=overrides):
                 events.append(event)
-        except SettingsError as error:
+        except UserError as error:
             return {"refusal": str(error)}
         except DivergedError:
             return {"refusal": "", "num_steps_tried": sum(isinstance(event, Stepped) for event in events)}
@@ -165,6 +191,7 @@ def observed(
             "evaluated_steps": [event.step for event in of[Evaluated]],
             "saved_steps": [event.step for event in of[Saved]],
             "adapter": digest.hexdigest(),
+            "files": sorted(path.name for path in run.iterdir()),
             "num_answers": len(answers),
             "answers": [(answer["base"], answer["adapter"]) for answer in answers],
             "num_test_batches": counts["scores"],
@@ -181,5 +208,21 @@ def test_flipping_a_setting_changes_the_run(
 ) -> None:
     flipped, facet, others = TABLE[key]
     before, after = facets_of(others), facets_of({**others, key: flipped})
-    assert before.get(facet) != after.get(facet)
+    assert before[facet] != after[facet]
     assert before["refusal"] == ""
+
+
+@pytest.mark.parametrize(("key", "word"), sorted({*choices()} - SUGGESTED))
+def test_every_choice_of_a_setting_is_a_run_of_its_own(
+    key: str, word: str, facets_of: Callable[[Overrides], dict[str, Any]]
+) -> None:
+    _, facet, others = TABLE[key]
+    others = FOR_CHOICES.get(key, others)
+    chosen = facets_of({**others, key: word})
+    rest = [other for name, other in choices() if name == key and other != word]
+    runs = [
+        facets_of(others),
+        *(facets_of({**others, key: other}) for other in rest if (key, other) not in SUGGESTED),
+    ]
+    for other in runs:
+        assert (chosen["refusal"], chosen.get(facet)) != (other["refusal"], other.get(facet))

@@ -112,11 +112,11 @@ def test_a_run_cut_twice_and_inside_a_step_ends_in_the_same_bits(new_project, mo
     list(train_run(project, run_name="whole"))
     original, calls = step_module.trained_token_loss, []
 
-    def interrupt_in_the_second_piece(base, batch):
+    def interrupt_in_the_second_piece(base, batch, *options):
         calls.append(1)
         if len(calls) in (8, 12):  # the second piece of a step
             raise KeyboardInterrupt
-        return original(base, batch)
+        return original(base, batch, *options)
 
     monkeypatch.setattr(step_module, "trained_token_loss", interrupt_in_the_second_piece)
     for resume in (False, True):

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from phinetune.base.errors import SpaceError, UserError
 from phinetune.base.events import SaveDue, Stepped
 from phinetune.base.files import manifest_fault
 from phinetune.lora import tensor_file
+from phinetune.training import optimizers
 from phinetune.training.checkpoint import (
     Origin,
     checkpoint_bytes,
@@ -27,6 +29,7 @@ from phinetune.training.checkpoint import (
     save_checkpoint,
 )
 from phinetune.training.loop import train
+from phinetune.training.settings import OptimizerName
 from phinetune.training.state import Counters
 
 ORIGIN = Origin(settings_sha256="s", base_sha256="b", train_sha256="t", test_sha256="u")
@@ -39,7 +42,7 @@ def save(folder, state, origin=ORIGIN):
 
 def trained_for(num_steps, **changes):
     """A training stopped right after a step; closing its events leaves the state as it is."""
-    training = tiny_training(varied_seqlen=True, epochs=2.0, **changes)
+    training = tiny_training(**{"varied_seqlen": True, "epochs": 2.0, **changes})
     events = run(training)
     for event in events:
         if isinstance(event, Stepped) and event.step == num_steps:
@@ -124,6 +127,49 @@ def test_a_training_cut_after_any_event_ends_in_the_same_bits(tmp_path, dropout,
         ]
         second.state.seconds = whole.state.seconds
         assert_same_state(whole.state, second.state)
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+def test_every_optimizer_goes_on_in_the_same_bits(tmp_path, optimizer):
+    changes = {"varied_seqlen": True, "epochs": 2.0, "lora_dropout": 0.2, "weight_decay": 0.1}
+    whole = tiny_training(optimizer=optimizer, **changes)
+    whole.events()
+    for cut in (1, 5):
+        first = trained_for(cut, optimizer=optimizer, **changes)
+        folder = save(tmp_path / f"step-{cut:06d}", first.state)
+        second = tiny_training(optimizer=optimizer, **changes)
+        load_checkpoint(folder, second.state)
+        second.events()
+        second.state.seconds = whole.state.seconds
+        assert_same_state(whole.state, second.state)
+        # A guard: without what the optimizer keeps, the end is another one.
+        third = tiny_training(optimizer=optimizer, **changes)
+        load_checkpoint(folder, third.state)
+        third.state.optimizer.state.clear()
+        third.events()
+        assert any(
+            not torch.equal(weight, whole.adapter.snapshot()[name])
+            for name, weight in third.adapter.snapshot().items()
+        )
+
+
+def test_groups_in_another_order_than_the_adapters_weights_come_back_right(tmp_path, monkeypatch):
+    """Weights of several groups are numbered by group: matrices first, then vectors."""
+
+    def groups(adapter, settings):
+        matrices = [weight for name, weight in adapter.named_parameters() if name.endswith("B")]
+        others = [weight for name, weight in adapter.named_parameters() if name.endswith("A")]
+        return [{"params": matrices}, {"params": others, "weight_decay": 0.1}]
+
+    monkeypatch.setattr(optimizers, "weight_groups", groups)
+    before = trained_for(3)
+    folder = save(tmp_path / "step-000003", before.state)
+    after = tiny_training(varied_seqlen=True, epochs=2.0)
+    load_checkpoint(folder, after.state)
+    for weight, again in zip(before.adapter.parameters(), after.adapter.parameters(), strict=True):
+        saved, kept = before.state.optimizer.state[weight], after.state.optimizer.state[again]
+        assert saved.keys() == kept.keys()
+        assert all(torch.equal(saved[key], kept[key]) for key in saved)
 
 
 def three_checkpoints(folder):

@@ -15,7 +15,7 @@ from phinetune.training.forecast import Probe, probe, probed_sequences, training
 
 def probe_of(training: TinyTraining) -> Probe:
     sequences = probed_sequences(training.settings, training.plan, training.train_rows)
-    return probe(training.base, training.adapter, sequences, training.train_rows)
+    return probe(training.base, training.adapter, training.settings, sequences, training.train_rows)
 
 
 def bytes_of(training: TinyTraining, costs: Costs, **changes):

@@ -24,11 +24,11 @@ def small_device(monkeypatch, most_tokens, *, from_call=1):
     """Forward passes of more tokens fail, the way a CUDA device does."""
     original, calls = step_module.trained_token_loss, []
 
-    def limited(base, batch):
+    def limited(base, batch, *options):
         calls.append(batch.num_tokens)
         if batch.num_tokens > most_tokens and len(calls) >= from_call:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(base, batch)
+        return original(base, batch, *options)
 
     monkeypatch.setattr(step_module, "trained_token_loss", limited)
     return calls

@@ -11,7 +11,8 @@ from tiny_training import TRAIN_LENGTHS, tiny_training
 from phinetune.base.errors import DivergedError
 from phinetune.models import loss as loss_module
 from phinetune.training import step as step_module
-from phinetune.training.step import make_optimizer, pieces, train_step
+from phinetune.training.optimizers import make_optimizer
+from phinetune.training.step import pieces, train_step
 
 
 def run_step(training, sequences=None, *, number=1, dropout_seed=5):
@@ -120,8 +121,8 @@ def test_the_dropout_seed_decides_the_mask():
 def spoil_loss(training, monkeypatch):
     original = step_module.trained_token_loss
 
-    def spoiled(base, batch):
-        loss, number = original(base, batch)
+    def spoiled(base, batch, label_smoothing):
+        loss, number = original(base, batch, label_smoothing)
         return loss * math.nan, number
 
     monkeypatch.setattr(step_module, "trained_token_loss", spoiled)

@@ -9,7 +9,8 @@
     │   │   └── IncompatibleLowRankAdapter   a sound adapter on the wrong base
     │   └── SpaceError          not enough disk or memory for what was asked
     └── RunError                a run failed through no fault of the input; exit 1
-        └── DivergedError       loss or gradient stopped being finite
+        ├── DivergedError       loss or gradient stopped being finite
+        └── LostProcessError    one of the processes of a run has died
 
 Knows nothing of terminals: the command line decides how an error looks.
 """
@@ -79,6 +80,10 @@ class RunError(PhinetuneError):
 
 class DivergedError(RunError):
     """Loss or gradient stopped being finite; the weights before that step are kept."""
+
+
+class LostProcessError(RunError):
+    """Another process of the same run is gone; what was trained up to the step before is kept."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,10 @@ class Stepped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated(Event):
-    """Loss and token accuracy over the whole test set at one step; step 0 is the base model."""
+    """Loss and token accuracy over the whole test set at one step.
+
+    Step 0 is before training: the base model, or the adapter that the run goes on from.
+    """
 
     step: int
     epoch: float
@@ -231,6 +234,28 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             yield json.loads(line)
+
+
+def event_of(record: Mapping[str, Any]) -> Event | None:
+    """The event of a record; None when its kind, or what it must hold, is not known here.
+
+    >>> event_of({"event": "Noted", "time": 1.0, "what": "hello", "added": "later"})
+    Noted(time=1.0, what='hello')
+    """
+    kinds = {kind.__name__: kind for kind in Event.__subclasses__()}
+    kind = kinds.get(str(record.get("event")))
+    if kind is None:
+        return None
+    values = {}
+    for entry in dataclasses.fields(kind):
+        if entry.name in record:
+            value = record[entry.name]
+            # A number that was not finite was written as null.
+            values[entry.name] = math.nan if value is None and entry.type == "float" else value
+    try:
+        return kind(**values)
+    except TypeError:
+        return None
 
 
 def _plain(value: Any) -> Any:

@@ -42,11 +42,11 @@ def read(place: Path, alpha: float | None, merged: list[str] | None) -> Found:
                 do="write the layer's name, =, and the outputs of each part: qkv_proj=64,-64,64",
             ) from None
     told = Told(alpha=alpha, merged=parts)
-    path = _adapter_path(place)
+    path = adapter_path(place)
     return Found(weights=read_adapter(path, told), form=form_of(path), path=path, told=told)
 
 
-def _adapter_path(place: Path) -> Path:
+def adapter_path(place: Path) -> Path:
     """The adapter of a run folder or project, or the path itself."""
     from phinetune.runs.folder import find_run
 
@@ -54,6 +54,14 @@ def _adapter_path(place: Path) -> Path:
     if is_run and ((place / "run.json").is_file() or (place / "runs").is_dir()):
         return find_run(place).adapter
     return place
+
+
+def adapter_name(place: Path) -> str:
+    """What an adapter is called beside others: its run's name, else its file's or folder's."""
+    path = adapter_path(place)
+    if path.is_dir():
+        return path.resolve().parent.name if path.name == "adapter" else path.name
+    return path.stem
 
 
 def base_of(weights: AdapterWeights, base: str | None, where: str) -> str:

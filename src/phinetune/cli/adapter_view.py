@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,15 @@ def _rows(weights: AdapterWeights) -> list[tuple[str | int | float, ...]]:
     return [(key[0], len(sizes), *key[1:], sum(sizes)) for key, sizes in groups.items()]
 
 
+def _ancestors(weights: AdapterWeights) -> list[str]:
+    """The adapters this one was trained on from, oldest first; a foreign or damaged list shows none."""
+    try:
+        entries = json.loads(weights.metadata.get("lineage") or "[]")
+        return [f"run {entry.get('run_id') or 'unknown'}: {entry['path']}" for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
 def show_adapter(weights: AdapterWeights, form: Form, path: Path) -> None:
     """Head lines and one table row per target."""
     settings = weights.settings
@@ -59,6 +69,7 @@ def show_adapter(weights: AdapterWeights, form: Form, path: Path) -> None:
         f"base     {weights.base_name or 'not said'}",
         f"rank     {settings.rank}, alpha {settings.alpha:g}{''.join(', ' + extra for extra in extras)}",
         f"trained  {weights.num_parameters:,} parameters in {len(weights.updates)} layers",
+        *(f"before   {ancestor}" for ancestor in _ancestors(weights)),
         "",
     )
     table = Table.grid(padding=(0, 2))

@@ -1,23 +1,31 @@
-"""`phinetune chat`: talk with a model, with or without its adapter."""
+"""`phinetune chat`: talk with a model, with any of its adapters or without."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phinetune.base.errors import UserError, nearest
 from phinetune.cli import console
+from phinetune.cli.adapter_place import adapter_name, adapter_path
 
 if TYPE_CHECKING:
-    from phinetune.api import Model
     from phinetune.data.conversation import Message
+    from phinetune.generation.model import Model
+    from phinetune.generation.sampling import Sampling
 
 COMMANDS = {
-    "/adapter on": "answer with the adapter",
-    "/adapter off": "answer with the base alone",
+    "/adapter on|off|NAME": "answer with the adapter, with the base alone, or with another adapter",
+    "/load PATH": "add the adapter of a run or a file, under its name",
+    "/temperature T": "0 takes the likeliest token, more is more varied",
+    "/history": "show the conversation",
+    "/undo": "forget the last question and its answer",
+    "/save FILE": "add the conversation to a file, as a line of training data",
     "/reset": "forget the conversation",
     "/exit": "leave",
 }
@@ -33,13 +41,23 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="System message; a run's own when left out.", show_default=False)
     ] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="A further run or adapter; may be repeated.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
 ) -> None:
     """Talk with a model. Answers appear word by word; /exit leaves."""
     from phinetune import api
+    from phinetune.generation.sampling import Sampling
 
     console.note("loading ...", style="dim")
-    talk = Talk(api.load(model), system=system, max_new_tokens=max_new_tokens)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    talk = Talk(api.load(model), system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    for path in adapter or []:
+        talk.load(path)
     talk.greet()
     talk.run(_typed_lines())
 
@@ -59,16 +77,17 @@ def _typed_lines() -> Iterable[str]:
 class Talk:
     """One conversation: its turns so far, and which side answers."""
 
-    def __init__(self, model: Model, *, system: str | None, max_new_tokens: int) -> None:
+    def __init__(self, model: Model, *, system: str | None, max_new_tokens: int, sampling: Sampling) -> None:
         self._model, self._system, self._max_new_tokens = model, system, max_new_tokens
-        self._with_adapter = model.adapter is not None
+        self._sampling = sampling
+        self._side = "adapter" if model.has_own_adapter else "base"
         self._turns: list[Message] = []
 
     def greet(self) -> None:
         """Say who answers, with what system message, and how to leave."""
-        base = self._model.base.name
-        console.note(f"{base} with the adapter" if self._model.adapter else f"{base}, without an adapter")
         model = self._model
+        base = model.base.name
+        console.note(f"{base} with the adapter" if model.has_own_adapter else f"{base}, without an adapter")
         system = model.system_prompt or self._system or model.data_system_prompt
         if model.system_prompt and self._system:
             raise UserError(
@@ -80,41 +99,90 @@ class Talk:
         if system:
             console.note(f"system message: {system}", style="dim")
         for command, meaning in COMMANDS.items():
-            if self._model.adapter or not command.startswith("/adapter"):
-                console.note(f"{command:<14}{meaning}", style="dim")
+            console.note(f"{command:<22}{meaning}", style="dim")
 
     def run(self, lines: Iterable[str]) -> None:
         """Answer each line until one leaves; Ctrl-C stops an answer, not the conversation."""
         for line in lines:
             text = line.strip()
             if text.startswith("/"):
-                if not self._command(text):
-                    return
+                try:
+                    if not self._command(text):
+                        return
+                except UserError as error:
+                    console.show_error(error)
             elif text:
                 self._answer(text, sys.stdout.write)
 
+    def load(self, path: Path) -> None:
+        """Add an adapter under its run's or file's name. Raises `AdapterError` when it does not fit."""
+        name = adapter_name(path)
+        self._model.load_adapter(name, adapter_path(path))
+        console.note(f"loaded '{name}'; /adapter {name} answers with it", style="dim")
+
     def _command(self, text: str) -> bool:
         """Obey a command; False to leave."""
-        words = " ".join(text.lower().split())
-        if words in ("/exit", "/quit"):
-            return False
-        if words == "/reset":
-            self._turns = []
-            console.note("the conversation is forgotten", style="dim")
-        elif words in ("/adapter on", "/adapter off") and self._model.adapter is not None:
-            self._with_adapter = words.endswith("on")
-            console.note(f"answers come from {self._side}", style="dim")
-        elif words.startswith("/adapter") and self._model.adapter is None:
-            console.note("there is no adapter: this is a base model", style="yellow")
-        else:
-            near = nearest(words, COMMANDS)
-            hint = f"; did you mean {near}?" if near else f"; there are {', '.join(COMMANDS)}"
-            console.note(f"no command {words}{hint}", style="yellow")
+        word, _, argument = text.partition(" ")
+        argument = argument.strip()
+        match word.lower():
+            case "/exit" | "/quit":
+                return False
+            case "/reset":
+                self._turns = []
+                console.note("the conversation is forgotten", style="dim")
+            case "/undo":
+                self._turns = self._turns[:-2]
+                console.note("the last question and its answer are forgotten", style="dim")
+            case "/history":
+                for turn in self._turns:
+                    console.note(f"{turn.role}: {turn.content}")
+            case "/adapter":
+                self._choose(argument)
+            case "/load" if argument:
+                self.load(Path(argument))
+            case "/save" if argument:
+                self._save(Path(argument))
+            case "/temperature" if argument:
+                self._set_temperature(argument)
+            case _:
+                self._unknown(word)
         return True
 
-    @property
-    def _side(self) -> str:
-        return "the adapter" if self._with_adapter else "the base"
+    def _unknown(self, word: str) -> None:
+        near = nearest(word, [command.split()[0] for command in COMMANDS])
+        known = next((command for command in COMMANDS if command.split()[0] == near), None)
+        hint = f"; did you mean {known}?" if known else f"; there are {', '.join(COMMANDS)}"
+        console.note(f"no command {word}{hint}", style="yellow")
+
+    def _choose(self, name: str) -> None:
+        names = self._model.adapters
+        if not names:
+            console.note("there is no adapter: this is a base model; /load PATH adds one", style="yellow")
+            return
+        side = {"on": "adapter", "off": "base", "": self._side}.get(name.lower(), name)
+        if side not in (*names, "base"):
+            console.note(f"no adapter '{name}'; there are {', '.join(names)}", style="yellow")
+            return
+        self._side = side
+        console.note(f"answers come from {_called(side)}", style="dim")
+
+    def _set_temperature(self, text: str) -> None:
+        try:
+            self._sampling = replace(self._sampling, temperature=float(text))
+        except ValueError:
+            console.note(f"'{text}' is no number", style="yellow")
+
+    def _save(self, path: Path) -> None:
+        import json
+
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        turns = [{"role": turn.role, "content": turn.content} for turn in self._turns]
+        if not turns:
+            console.note("there is nothing to save yet", style="yellow")
+            return
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": [*system, *turns]}, ensure_ascii=False) + "\n")
+        console.note(f"added to {path}", style="dim")
 
     def _answer(self, text: str, write: Callable[[str], object]) -> None:
         from phinetune.data.conversation import Message
@@ -124,7 +192,11 @@ class Talk:
         answer = ""
         try:
             pieces = self._model.stream(
-                [*system, *asked], with_adapter=self._with_adapter, max_new_tokens=self._max_new_tokens
+                [*system, *asked],
+                with_adapter=self._side != "base",
+                adapter=None if self._side in ("base", "adapter") else self._side,
+                sampling=self._sampling,
+                max_new_tokens=self._max_new_tokens,
             )
             for piece in pieces:
                 answer += piece
@@ -139,3 +211,7 @@ class Talk:
             return
         write("\n")
         self._turns = [*asked, Message(role="assistant", content=answer)]
+
+
+def _called(side: str) -> str:
+    return {"adapter": "the adapter", "base": "the base"}.get(side, f"the adapter '{side}'")

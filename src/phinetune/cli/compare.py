@@ -1,4 +1,4 @@
-"""`phinetune compare`: base and adapter answer the same prompts, beside each other."""
+"""`phinetune compare`: the base and its adapters answer the same prompts, beside each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from phinetune.base.errors import UserError
 from phinetune.cli import console
+from phinetune.cli.adapter_place import adapter_name, adapter_path
 
 if TYPE_CHECKING:
     from phinetune.data.conversation import Message
@@ -25,50 +26,70 @@ def compare(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; may be repeated.", show_default=False)
     ] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="A further run or adapter; may be repeated.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same draws for every side.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page of the answers.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
 ) -> None:
-    """Let base and adapter answer the same prompts, always taking the likeliest token.
+    """Let the base and any number of adapters answer the same prompts, all in one batch.
 
     Without prompts: the first of the run's test set.
     """
     from phinetune import api
+    from phinetune.generation.sampling import Sampling
 
     questions = [*_from_options(prompt or []), *(_from_file(prompts) if prompts else [])]
     if not questions:
         questions = [_question(example) for example in api.test_set_of(run)[:NUM_FROM_TEST_SET]]
-    console.note(f"plan     {len(questions):,} prompts, each answered twice", style="dim")
+    if html and html.exists():
+        raise UserError("something is there already", where=str(html), do="name a new file")
     model = api.load(run)
-    if model.adapter is None:
+    for path in adapter or []:
+        model.load_adapter(adapter_name(path), adapter_path(path))
+    if not model.adapters:
         raise UserError(
             f"'{run}' has no adapter",
             why="there is nothing to compare the base with",
-            do="name a run folder, or a folder with adapter_config.json",
+            do="name a run folder, a folder with adapter_config.json, or give --adapter",
         )
+    sides = ["base", *model.adapters]
+    console.note(f"plan     {len(questions):,} prompts, each answered by {', '.join(sides)}", style="dim")
     asked = [model.messages(messages) for messages, _ in questions]
-    sides = {
-        side: model.answers(asked, with_adapter=side == "adapter", max_new_tokens=max_new_tokens)
-        for side in ("base", "adapter")
-    }
+    found = model.answers(
+        asked, sides, sampling=Sampling(temperature=temperature, seed=seed), max_new_tokens=max_new_tokens
+    )
     answers = [
         {
             "prompt": [{"role": message.role, "content": message.content} for message in asked[index]],
             "reference": reference,
-            "base": sides["base"][index],
-            "adapter": sides["adapter"][index],
+            **{side: found[side][index] for side in sides},
         }
         for index, (_, reference) in enumerate(questions)
     ]
-    _show(answers, run, as_json=json)
+    if html:
+        from phinetune.reports.answers_page import write_answers
+
+        write_answers(html, str(run), sides, answers)
+    _show(answers, sides, run, html, as_json=json)
 
 
-def _show(answers: list[dict[str, Any]], run: Path, *, as_json: bool) -> None:
+def _show(
+    answers: list[dict[str, Any]], sides: list[str], run: Path, html: Path | None, *, as_json: bool
+) -> None:
     if as_json:
         console.print_json({"answers": answers})
         return
     from phinetune.cli.comparison_view import answers_view
 
-    console.say(*answers_view(answers))
+    console.say(*answers_view(answers, sides))
+    if html:
+        console.say(f"page     {html}")
     console.next_commands(f"phinetune chat {run}", f"phinetune evaluate {run}")
 
 

@@ -39,15 +39,17 @@ def comparison_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
-def answers_view(answers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """One block per answer: prompt, reference, and what base and adapter say."""
+def answers_view(
+    answers: Sequence[Mapping[str, Any]], sides: Sequence[str] = ("base", "adapter")
+) -> Iterator[RenderableType]:
+    """One block per answer: prompt, reference, and what each side says."""
     for answer in answers:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
-        for name in ("prompt", "reference", "base", "adapter"):
+        for name in ("prompt", "reference", *sides):
             if name in answer and answer[name] is not None:
-                style = "green" if name == "adapter" else ""
+                style = "green" if name in sides[1:] else ""
                 grid.add_row(name, Text(shortened(prompt_text(answer[name])), style=style))
         yield grid
         yield ""

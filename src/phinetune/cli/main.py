@@ -23,6 +23,7 @@ from phinetune.cli.evaluate import evaluate
 from phinetune.cli.new import new
 from phinetune.cli.quickstart import quickstart
 from phinetune.cli.report import report
+from phinetune.cli.runs import runs_app
 from phinetune.cli.train import train
 
 
@@ -73,6 +74,7 @@ for command in (quickstart, new, train, evaluate, compare, chat, report, doctor)
     app.command()(command)
 app.add_typer(data_app, name="data", cls=CommandGroup)
 app.add_typer(adapter_app, name="adapter", cls=CommandGroup)
+app.add_typer(runs_app, name="runs", cls=CommandGroup)
 
 
 def run(args: Sequence[str]) -> int:

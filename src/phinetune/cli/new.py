@@ -18,19 +18,27 @@ def new(
     ],
     train: Annotated[Path, typer.Option(help="Examples to train on.", show_default=False)],
     test: Annotated[Path, typer.Option(help="Other examples, to judge the result by.", show_default=False)],
+    preset: Annotated[
+        str, typer.Option(help="Settings to begin with: default, phi-silica, aion or phi-cookbook.")
+    ] = "default",
 ) -> None:
     """Make a project: lora/lora.yaml with every setting explained, and copies of the data."""
     from phinetune.runs.project import SETTINGS_FILE, create_project
+    from phinetune.training.presets import preset as find_preset
     from phinetune.training.settings import TrainingSettings
 
     local = Path(model)
+    chosen = find_preset(preset)
     settings = TrainingSettings(
-        model=str(local.resolve()) if local.is_dir() else model, finetune_dataset="dataset"
+        **chosen.values,
+        model=str(local.resolve()) if local.is_dir() else model,
+        finetune_dataset="dataset",
     )
     made = create_project(project, settings, train=train, test=test)
     console.say(
         f"project   {made.folder}",
         f"settings  {made.folder / SETTINGS_FILE}",
+        f"preset    {preset}: {chosen.meaning}",
         f"data      {made.num_train:,} training and {made.num_test:,} test examples, copied to "
         f"{made.folder / 'dataset'}",
     )

@@ -34,7 +34,11 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "steps", f"{steps}, {plan['steps_per_epoch']:,} per epoch"
     if plan["warmup_share"]:
         yield "warm-up", f"{plan['warmup_share']:.0%} of the steps"
-    yield "evaluations", f"{len(plan['evaluation_steps'])} of the test loss, and the base before"
+    beginning = plan.get("from_adapter")
+    before = "that adapter" if beginning else "the base"
+    yield "evaluations", f"{len(plan['evaluation_steps'])} of the test loss, and {before} before"
+    if beginning:
+        yield "begins", f"with the adapter {beginning}"
     if batches := plan.get("batches"):
         yield "auto", ", ".join(f"{name}: {number}" for name, number in batches.items())
     if coverage := plan.get("coverage"):

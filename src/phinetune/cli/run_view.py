@@ -46,6 +46,7 @@ class RunView:
         self._plain_step, self._plain_time = 0, 0.0
         self._rate = _Rate()
         self._test_loss: float | None = None
+        self._name_of_step_0 = "base"
         self._warned: set[str] = set()
         self.summary: dict[str, Any] = {}
         self.saved_path = ""
@@ -124,6 +125,8 @@ class RunView:
             self._progress.print(Text("propose  ", style="dim").append(line, style="not dim cyan"))
 
     def _planned(self, event: events.Planned) -> None:
+        if event.plan.get("from_adapter"):
+            self._name_of_step_0 = "start"
         self._progress.print(plan_view(event.plan))
         for what, propose in warnings_of(event.plan):
             self._warn(what, propose)
@@ -176,7 +179,7 @@ class RunView:
 
     def _evaluated(self, event: events.Evaluated) -> None:
         self._test_loss = event.loss
-        name = "base" if event.step == 0 else f"step {event.step}"
+        name = self._name_of_step_0 if event.step == 0 else f"step {event.step}"
         line = Text(
             f"{name:<10}test loss {event.loss:.3f}  token accuracy {100 * event.token_accuracy:.1f} %  "
             f"({figures.duration_text(event.seconds)})"

@@ -27,17 +27,38 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run after its last checkpoint.")
     ] = False,
+    from_adapter: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this adapter: a run, or a PEFT directory."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting for this run; may be repeated."),
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes of this machine that share the work; one per GPU.")
+    ] = 1,
+    shard: Annotated[
+        bool,
+        typer.Option("--shard", help="Divide the base among them, when it is too large for one."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json, nothing else.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
 ) -> None:
     """Train an adapter, then compare it with the base model on the test set."""
     confirm = is_wanted if not (yes or json) else None
     overrides = parse_overrides(set_ or [])
-    show_run(project, run_name=run or None, overrides=overrides, resume=resume, json=json, confirm=confirm)
+    show_run(
+        project,
+        run_name=run or None,
+        overrides=overrides,
+        resume=resume,
+        from_adapter=from_adapter,
+        json=json,
+        confirm=confirm,
+        nproc=nproc,
+        shard=shard,
+    )
 
 
 def parse_overrides(settings: list[str]) -> dict[str, str]:
@@ -71,9 +92,15 @@ def show_run(
     overrides: Mapping[str, str],
     json: bool,
     resume: bool = False,
+    from_adapter: Path | None = None,
     confirm: Callable[[dict[str, Any]], bool] | None = None,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> dict[str, Any]:
-    """Run and show; ends the command when the user declines or interrupts. Returns the summary."""
+    """Run and show; ends the command when the user declines or interrupts. Returns the summary.
+
+    In a process that is not the run's first there is nothing to show: the summary is empty.
+    """
     from phinetune.cli.run_view import Declined, RunView
     from phinetune.cli.signals import asking
     from phinetune.runs.stopping import StopRequest
@@ -88,8 +115,11 @@ def show_run(
         run_name=run_name,
         overrides=overrides,
         resume=resume,
+        from_adapter=from_adapter,
         stop=stop,
         on_progress=view.comparing,
+        nproc=nproc,
+        shard=shard,
     )
     with asking(stop) as signals:
         try:
@@ -101,9 +131,9 @@ def show_run(
             raise console.Interrupted(kept(view, project), signals.exit_code) from None
     if view.is_stopped:
         raise console.Interrupted(kept(view, project), signals.exit_code)
-    if json:
+    if json and summary:
         console.print_json(summary)
-    else:
+    elif summary:
         show_end(project, summary)
     return summary
 

@@ -6,7 +6,6 @@ after another. Rows stream: one is in memory at a time. Knows nothing of tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,10 @@ from phinetune.data.documents import read_documents
 from phinetune.data.findings import Finding, refusal
 from phinetune.data.records import read_records
 from phinetune.data.rows import RowExaminer
+from phinetune.data.wikitext2 import PLAIN_SUFFIXES, WIKITEXT2, find_wikitext2
 
-PLAIN_SUFFIXES = (".txt", ".tokens", ".raw")
 SUFFIXES = (".json", ".jsonl", *PLAIN_SUFFIXES)
 MAX_FINDINGS_KEPT = 10_000
-
-WIKITEXT2 = "wikitext2"
-_WIKITEXT2_FOLDERS = ("wikitext-2", "wikitext2", "wikitext-2-raw", "wikitext-2-raw-v1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +88,8 @@ def load_examples(path: Path, *, limit: int | None = None) -> list[Example]:
 def resolve_dataset(name: str, root: Path) -> DatasetFiles:
     """The files of a data set named by a folder, by a file, or as `wikitext2`; names are relative to `root`.
 
-    A folder holds `train` and, if wanted, `test`, ending in .json, .jsonl or .txt. `wikitext2` is read from
-    `$PHINETUNE_DATA/wikitext-2/`; nothing is downloaded. Raises DataError.
+    A folder holds `train` and, if wanted, `test`, ending in .json, .jsonl or .txt. `wikitext2` stands
+    for WikiText-2 (see `find_wikitext2`). Raises DataError.
     """
     path = root / name
     if path.is_file():
@@ -101,7 +97,8 @@ def resolve_dataset(name: str, root: Path) -> DatasetFiles:
     if path.is_dir():
         return _in_folder(path)
     if name == WIKITEXT2:
-        return _wikitext2()
+        train, test = find_wikitext2()
+        return DatasetFiles(train=train, test=test)
     known = [WIKITEXT2] + [entry.name for entry in root.iterdir()] if root.is_dir() else [WIKITEXT2]
     near = nearest(name, known)
     do = f"did you mean {near}?" if near else "name a folder with train.json and test.json, or a file"
@@ -112,7 +109,7 @@ def _in_folder(folder: Path) -> DatasetFiles:
     train = _only(folder, "train")
     if train is None:
         names = sorted(entry.name for entry in folder.iterdir())
-        near = nearest("train.json", names)
+        near = nearest("train.json", [name for name in names if not name.startswith("test.")])
         raise DataError(
             "the folder has no train.json",
             where=str(folder),
@@ -134,29 +131,3 @@ def _only(folder: Path, stem: str) -> Path | None:
             do="keep one of them in the folder, or name the file itself",
         )
     return found[0] if found else None
-
-
-def _wikitext2() -> DatasetFiles:
-    base = os.environ.get("PHINETUNE_DATA", "")
-    if not base:
-        raise DataError(
-            "wikitext2 is not on this machine",
-            why="the environment variable PHINETUNE_DATA is not set, and nothing is downloaded unasked",
-            do="set PHINETUNE_DATA to a folder and put train.txt and test.txt of WikiText-2 into its folder"
-            " wikitext-2",
-        )
-    folders = [Path(base) / name for name in _WIKITEXT2_FOLDERS if (Path(base) / name).is_dir()]
-    folder = folders[0] if folders else Path(base) / _WIKITEXT2_FOLDERS[0]
-    train, test = _wikitext2_part(folder, "train"), _wikitext2_part(folder, "test")
-    if train is None:
-        raise DataError(
-            "wikitext2 has no training file on this machine",
-            where=str(folder),
-            do="put train.txt (or wiki.train.tokens, wiki.train.raw) and test.txt of WikiText-2 there",
-        )
-    return DatasetFiles(train=train, test=test or _wikitext2_part(folder, "valid"))
-
-
-def _wikitext2_part(folder: Path, part: str) -> Path | None:
-    names = [f"{prefix}{part}{suffix}" for prefix in ("", "wiki.") for suffix in PLAIN_SUFFIXES]
-    return next((folder / name for name in names if (folder / name).is_file()), None)

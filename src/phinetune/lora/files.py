@@ -21,6 +21,8 @@ from phinetune.lora.weights import AdapterWeights, Update
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
+    "check_base",
+    "check_layers",
     "load_adapter",
     "load_weights",
     "read_metadata",
@@ -73,15 +75,7 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     `IncompatibleLowRankAdapter` where the base (by `base_sha256`, names or shapes) is another model.
     """
     require_bare(model)
-    recorded = weights.metadata.get("base_sha256", "")
-    if recorded and base_sha256 and recorded != base_sha256:
-        raise IncompatibleLowRankAdapter(
-            "the adapter belongs to another base model",
-            where=where,
-            why=f"it was trained on weights {recorded[:12]}…, this base has {base_sha256[:12]}…",
-            do=f"load it on {weights.metadata.get('base_name', 'the base it was trained on')}, "
-            "or train a new one",
-        )
+    check_base(weights, where=where, base_sha256=base_sha256)
     if weights.uses_dora:
         raise AdapterError(
             "the adapter uses 'use_dora', which cannot be attached",
@@ -89,7 +83,7 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
             why="its layers also set the length of each row; ignoring that would give wrong answers",
             do="merge it into the base with 'phinetune adapter merge'",
         )
-    _check_base(model, weights, where)
+    check_layers(linear_layers(model), weights, where)
     exact = replace(weights.settings, target_modules=tuple(weights.updates))
     adapter = attach(model, exact, seed=0)
     adapter.settings = weights.settings
@@ -100,8 +94,21 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     return adapter
 
 
-def _check_base(model: nn.Module, weights: AdapterWeights, where: str) -> None:
-    linears = linear_layers(model)
+def check_base(weights: AdapterWeights, *, where: str, base_sha256: str) -> None:
+    """Raise `IncompatibleLowRankAdapter` when the adapter says that it belongs to other weights."""
+    recorded = weights.metadata.get("base_sha256", "")
+    if recorded and base_sha256 and recorded != base_sha256:
+        raise IncompatibleLowRankAdapter(
+            "the adapter belongs to another base model",
+            where=where,
+            why=f"it was trained on weights {recorded[:12]}…, this base has {base_sha256[:12]}…",
+            do=f"load it on {weights.metadata.get('base_name', 'the base it was trained on')}, "
+            "or train a new one",
+        )
+
+
+def check_layers(linears: Mapping[str, nn.Module], weights: AdapterWeights, where: str) -> None:
+    """Raise `IncompatibleLowRankAdapter` unless every update has its layer, of its shape, in the base."""
     for name, update in weights.updates.items():
         if name not in linears:
             raise IncompatibleLowRankAdapter(

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,22 @@ GROUP_UP_TO = 160
 GROUP_SPREAD = 1.5
 
 
+class CachedAttention(Protocol):
+    """Attention over keys and values kept from earlier steps: (H, T, D) and (K, T, D) in, (T, H, D) out."""
+
+    def __call__(
+        self,
+        layer: int,
+        q_HTD: Tensor,
+        k_KTD: Tensor,
+        v_KTD: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor: ...
+
+
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -43,6 +59,7 @@ def segment_attention(
     attention_mask: Tensor | None,
     *,
     segment_lengths: tuple[int, ...] | None = None,
+    cached: CachedAttention | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -53,7 +70,15 @@ def segment_attention(
 
     # B = 1, H query heads, K key-value heads, T tokens of all segments, D head size
     query (1, H, T, D), key and value (1, K, T, D); returns (1, T, H, D), as transformers expects.
+    With `cached`, tokens of answers see the keys and values it keeps instead.
     """
+    if cached is not None:
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        out_THD = cached(
+            layer, query[0], key[0], value[0], scale=scale, window=sliding_window, softcap=softcap
+        )
+        return out_THD[None], None
     lengths = segment_lengths or (query.shape[2],)
     assert query.shape[0] == 1
     assert attention_mask is None

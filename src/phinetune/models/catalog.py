@@ -47,6 +47,22 @@ def find_model(name: str, *, root: Path | None = None) -> Path:
     return _checked(_from_hub(name), name)
 
 
+def is_on_this_machine(name: str) -> bool:
+    """Whether `find_model` would find the model without fetching anything."""
+    if name == DEMO or Path(name).is_dir():
+        return True
+    try:
+        return name.count("/") == 1 and bool(weight_files(_in_hub_cache(name)))
+    except (OSError, ValueError):  # of huggingface_hub: not there, or no name of a model
+        return False
+
+
+def _in_hub_cache(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=list(_WANTED), local_files_only=True))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, sorted by name."""
     return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
@@ -113,7 +129,7 @@ def _from_hub(name: str) -> Path:
 
     patterns = list(_WANTED)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        folder = _in_hub_cache(name)
         if weight_files(folder):
             return folder
     except (LocalEntryNotFoundError, OSError):

@@ -127,8 +127,17 @@ class Base:
         return hidden
 
 
-def load_base(spec: str, *, device_name: str = "auto", dtype: str = "auto", root: Path | None = None) -> Base:
+def load_base(
+    spec: str,
+    *,
+    device_name: str = "auto",
+    dtype: str = "auto",
+    root: Path | None = None,
+    is_sharded: bool = False,
+) -> Base:
     """Load `demo`, a local folder or a Hugging Face model, frozen and in evaluation mode.
+
+    With `is_sharded` this process keeps its part of each block; all processes must do the same from here.
 
     Raises `ModelError` when it cannot be found or loaded, or when its logits are not simply the
     output head of its last hidden states, on which the loss is built.
@@ -139,7 +148,7 @@ def load_base(spec: str, *, device_name: str = "auto", dtype: str = "auto", root
     """
     folder = find_model(spec, root=root)
     compute = device.choose(device_name, dtype)
-    model = _load(folder, compute)
+    model = _load(folder, compute, is_sharded)
     model.requires_grad_(False)
     model.eval()
     base = Base(
@@ -154,7 +163,7 @@ def load_base(spec: str, *, device_name: str = "auto", dtype: str = "auto", root
     return base
 
 
-def _load(folder: Path, compute: device.Compute) -> PreTrainedModel:
+def _load(folder: Path, compute: device.Compute, is_sharded: bool) -> PreTrainedModel:
     problems = _Problems()
     logger = transformers_logging.get_logger("transformers.modeling_utils")
     bar_was_on = transformers_logging.is_progress_bar_enabled()
@@ -197,6 +206,10 @@ def _load(folder: Path, compute: device.Compute) -> PreTrainedModel:
             else f"shapes differ: {sorted(info['mismatched_keys'])[0]}",
             do="download the model again; it would train on random weights",
         )
+    if is_sharded:
+        from phinetune.models.sharding import shard_blocks  # an import of its own: seldom needed, slow
+
+        shard_blocks(model, compute.device)
     placed: PreTrainedModel = model.to(compute.device)  # type: ignore[arg-type]
     return placed
 

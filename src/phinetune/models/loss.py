@@ -21,23 +21,24 @@ from phinetune.models.loading import Base
 CHUNK_ENTRIES = 1 << 22
 
 
-def trained_token_loss(base: Base, batch: PackedBatch) -> tuple[Tensor, int]:
-    """The summed negative log-likelihood of the trained tokens (a scalar with gradient), and their number.
+def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
+    """The summed cross-entropy of the trained tokens (a scalar with gradient), and their number.
 
-    The caller divides by the trained tokens of a whole step, so that accumulation is exact.
+    `label_smoothing` is the share of each target spread evenly over the vocabulary, as in torch's
+    `cross_entropy`. The caller divides by the trained tokens of a whole step, so that accumulation is exact.
     """
     hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
     hidden_NH, targets_N = hidden_TH[chosen], batch.targets_T[chosen]
-    loss: Tensor = _SummedLoss.apply(hidden_NH, targets_N, base)
+    loss: Tensor = _SummedLoss.apply(hidden_NH, targets_N, base, label_smoothing)
     return loss, len(chosen)
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Σ −log softmax(head(h))[target]; the head is frozen, so only h has a gradient."""
+    """Σ −log softmax(head(h)) · smoothed target; the head is frozen, so only h has a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, targets_N: Tensor, base: Base) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, targets_N: Tensor, base: Base, label_smoothing: float) -> Tensor:
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         gradient_NH = torch.empty_like(hidden_NH)
         weight_VH = base.head.weight
@@ -47,9 +48,13 @@ class _SummedLoss(torch.autograd.Function):
             logits = base.head_logits(hidden).float()
             squash = 1 - (logits / base.logit_softcap) ** 2 if base.logit_softcap else None
             log_p = torch.log_softmax(logits, dim=-1)
-            total -= log_p.gather(1, targets[:, None]).sum()
+            total -= (1 - label_smoothing) * log_p.gather(1, targets[:, None]).sum()
+            if label_smoothing:
+                total -= label_smoothing * log_p.mean(-1).sum()
             d_logits = log_p.exp_()
-            d_logits[torch.arange(len(targets), device=targets.device), targets] -= 1
+            d_logits[torch.arange(len(targets), device=targets.device), targets] -= 1 - label_smoothing
+            if label_smoothing:
+                d_logits -= label_smoothing / logits.shape[-1]
             if squash is not None:
                 d_logits *= squash
             torch.matmul(d_logits.to(hidden.dtype), weight_VH, out=gradient_NH[span])
@@ -58,9 +63,9 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_NH,) = ctx.saved_tensors
-        return gradient_NH * d_total.to(gradient_NH.dtype), None, None
+        return gradient_NH * d_total.to(gradient_NH.dtype), None, None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,13 +50,17 @@ class Costs:
     item_bytes: int
     attention_per_pair: float
     num_adapter_parameters: int
+    num_moments: int
     tokens_multiple: int
     is_cpu: bool
     has_prepared_shapes: bool
 
     @classmethod
-    def of(cls, base: Base, saved_per_token: float, num_adapter_parameters: int) -> Costs:
-        """`saved_per_token` is measured by `saved_bytes` without gradient checkpointing."""
+    def of(
+        cls, base: Base, saved_per_token: float, *, num_adapter_parameters: int, num_moments: int
+    ) -> Costs:
+        """`saved_per_token` is measured by `saved_bytes` without gradient checkpointing; the optimizer
+        keeps `num_moments` numbers of each weight."""
         config = base.model.config.get_text_config(decoder=True)
         hidden = int(config.hidden_size)
         is_cpu = base.device.type == "cpu"
@@ -74,6 +78,7 @@ class Costs:
             item_bytes=item_bytes,
             attention_per_pair=(3 + has_cap) * is_plain * int(config.num_attention_heads) * item_bytes,
             num_adapter_parameters=num_adapter_parameters,
+            num_moments=num_moments,
             tokens_multiple=TOKENS_MULTIPLE if is_cpu else 1,
             is_cpu=is_cpu,
             has_prepared_shapes=is_cpu and base.dtype == torch.bfloat16,
@@ -81,7 +86,7 @@ class Costs:
 
     def kept(self) -> float:
         """Held through the whole training beside the weights: gradient, moments, the best weights."""
-        num_copies = 4 if self.is_cpu else 3  # the best weights wait on the CPU
+        num_copies = 1 + self.num_moments + self.is_cpu  # the best weights wait on the CPU
         return 4.0 * num_copies * self.num_adapter_parameters
 
     def step(self, shape: StepShape, *, is_checkpointed: bool) -> float:
@@ -109,7 +114,7 @@ class Costs:
 
     def saving(self) -> float:
         """Copies made while a checkpoint is written: the optimizer's moments as bytes."""
-        return 4.0 * 2 * self.num_adapter_parameters
+        return 4.0 * self.num_moments * self.num_adapter_parameters
 
     def around(self, tensors: float) -> float:
         """What a process holds beyond what it held before and the tensors counted here."""
@@ -132,7 +137,9 @@ class Costs:
 
 def saved_bytes(base: Base, work: Callable[[], Any]) -> int:
     """Bytes that autograd keeps for the backward pass of `work`, weights not counted."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
+    # Of a divided base a process holds parts; a layer's whole weights are given back after its forward pass.
+    held = (p.to_local() if hasattr(p, "to_local") else p for p in base.model.parameters())
+    weights = {parameter.untyped_storage().data_ptr() for parameter in held}
     kept: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:

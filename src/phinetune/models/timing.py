@@ -20,11 +20,14 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest call after the first, which pays for set-up; of the first when that is long."""
+def timed(work: Callable[[], object], device: torch.device, agreed: Callable[[bool], bool] = bool) -> float:
+    """Seconds of the fastest call after the first, which pays for set-up; of the first when that is long.
+
+    `agreed` decides whether it was long: processes that must call `work` equally often agree there.
+    """
     found: list[float] = []
     for _ in range(1 + NUM_TIMED):
         found.append(seconds_of(work, device))
-        if sum(found) > LONG_PROBE_S:
+        if agreed(sum(found) > LONG_PROBE_S):
             break
     return min(found[1:] or found)

@@ -140,6 +140,8 @@ def _facts(run: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[tuple
             "adapter",
             f"rank {adapter.get('rank')} on {targets}; {adapter.get('parameters', 0):,} parameters",
         )
+    for ancestor in run.get("lineage") or ():
+        yield "goes on from", f"run {ancestor.get('run_id') or 'unknown'}, {ancestor.get('path', '')}"
     if "steps" in summary:
         yield "steps", f"{summary['steps']:,}; best at step {summary.get('best_step')}"
     if summary.get("stopped_because"):

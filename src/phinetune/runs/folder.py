@@ -3,6 +3,7 @@
     runs/20261120-142233-k3f/
         run.json  events.jsonl  trainer_state.json  summary.json  report.html
         checkpoints/step-000064/  checkpoints/best/  adapter/  plots/
+        start/  (the adapter it goes on from, where there is one)
 
 Knows nothing of training.
 """
@@ -81,6 +82,11 @@ class RunFolder:
         """The content of run.json."""
         content: dict[str, Any] = json.loads(self.run_json.read_text(encoding="utf-8"))
         return content
+
+    def lineage(self) -> list[dict[str, str]]:
+        """The adapters this run goes back to, oldest first; empty when it began with fresh weights."""
+        found: list[dict[str, str]] = self.record().get("lineage") or []
+        return found
 
     def status(self) -> str:
         """`running` only while a process writes the run; one that died without a word is `interrupted`."""

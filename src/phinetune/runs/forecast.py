@@ -10,8 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from phinetune.base.errors import SpaceError
 from phinetune.evaluation.cost import (
+    answering_of,
     comparison_bytes,
     comparison_seconds,
     nothing_answered,
@@ -24,6 +27,7 @@ from phinetune.models.device import Compute
 from phinetune.models.loading import Base
 from phinetune.models.memory import Costs, available_bytes, release_unused
 from phinetune.runs.prepare import Prepared
+from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.forecast import (
     Forecast,
     Probe,
@@ -42,11 +46,24 @@ LARGEST_TEST_BATCH = 64
 class Forecaster:
     """What was measured on a loaded base with its adapter; answers for any settings of batch and memory."""
 
-    def __init__(self, base: Base, adapter: Adapter, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(
+        self,
+        base: Base,
+        adapter: Adapter,
+        prepared: Prepared,
+        ranks: Ranks = ALONE,
+        *,
+        num_here: int = 1,
+    ) -> None:
+        """The `ranks` of a divided base must all measure; `num_here` processes share this machine."""
+        self._prepared, self._base, self._num_ranks = prepared, base, ranks.size
         settings, plan = prepared.settings, prepared.plan
         sequences = probed_sequences(settings, plan, prepared.train.rendered)
-        self._probe = probe(base, adapter, sequences, prepared.train.rendered)
+        self._probe = probe(base, adapter, settings, sequences, prepared.train.rendered, ranks)
+        # All ranks must take the same decisions on what they measure next.
+        test_s = self._probe.test_s
+        if ranks.is_sharded:
+            test_s = 1e-9 * ranks.highest(int(1e9 * test_s))
         examples, _ = prepared.used_test_examples()
         prompts, self._answering = planned_answers(
             base,
@@ -58,11 +75,11 @@ class Forecaster:
             system_prompt=settings.system_prompt,
         )
         self._steps = (
-            step_seconds(base, adapter, prompts, self._probe.test_s) if prompts else nothing_answered()
+            step_seconds(base, adapter, prompts, test_s, ranks.agreed) if prompts else nothing_answered()
         )
         release_unused()
         self.costs = self._probe.costs
-        self.available_bytes = available_bytes(base.device)
+        self.available_bytes = _share(base.device, num_here)
 
     @property
     def probe(self) -> Probe:
@@ -88,11 +105,11 @@ class Forecaster:
         tensors = max(training.most, training.kept + comparison)
         around = costs.around(tensors)
         return Forecast(
-            seconds=training_seconds(probe, settings, prepared.plan),
+            seconds=training_seconds(probe, settings, prepared.plan, self._num_ranks),
             comparison_seconds=comparison_seconds(
                 self._answering, prepared.plan.test.num_tokens, probe.test_s, self._steps
             ),
-            tokens_per_second=1 / probe.train_s,
+            tokens_per_second=self._num_ranks / probe.train_s,
             peak_memory_bytes=int(probe.held_bytes + tensors + around),
             available_bytes=self.available_bytes,
             memory={
@@ -179,15 +196,8 @@ class Forecaster:
 
     def _with_fewer_answers(self, settings: TrainingSettings, num: int) -> Forecast:
         whole = self._answering
-        batches = tuple(
-            replace(
-                batch,
-                rows=batch.rows[:num],
-                cache_bytes=batch.cache_bytes * min(num, len(batch.rows)) // len(batch.rows),
-            )
-            for batch in whole.batches[:1]
-        )
-        self._answering = replace(whole, batches=batches, reference_lengths=whole.reference_lengths[:1])
+        lengths = list(zip(whole.prompt_lengths, whole.reference_lengths, strict=True))[:num]
+        self._answering = answering_of(self._base, lengths, whole.max_new_tokens)
         try:
             return self.of(settings)
         finally:
@@ -214,10 +224,15 @@ def _lines(change: Mapping[str, Any]) -> str:
     )
 
 
-def refuse_base_too_large(folder: Path, compute: Compute) -> None:
-    """Raise `SpaceError` before a base is loaded whose weights alone do not fit."""
+def _share(device: torch.device, num_here: int) -> int:
+    """What is free for one of the processes on this machine; each has its own GPU, but they share memory."""
+    return available_bytes(device) // (num_here if device.type == "cpu" else 1)
+
+
+def refuse_base_too_large(folder: Path, compute: Compute, num_here: int = 1) -> None:
+    """Raise `SpaceError` before a base is loaded whose weights alone do not fit, once for each process."""
     weights = num_weights(folder) * compute.dtype.itemsize
-    free = available_bytes(compute.device)
+    free = _share(compute.device, num_here)
     if weights <= free:
         return
     half = compute.dtype.itemsize == 4 and weights / 2 <= free

@@ -11,6 +11,7 @@ from pathlib import Path
 from phinetune.base.errors import UserError
 from phinetune.data.conversation import Example
 from phinetune.data.reading import load_examples, resolve_dataset
+from phinetune.lora.settings import LoraSettings
 from phinetune.models.catalog import find_model
 from phinetune.runs.record import DataFile
 from phinetune.text.render import Rendered, Renderer, load_renderer
@@ -68,4 +69,14 @@ def prepare(project: Path, settings: TrainingSettings) -> Prepared:
         train=fitted[0],
         test=fitted[1],
         plan=make_plan(settings, fitted[0], fitted[1]),
+    )
+
+
+def lora_settings(settings: TrainingSettings) -> LoraSettings:
+    """The part of the settings that shapes the adapter."""
+    return LoraSettings(
+        rank=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules,
     )

@@ -18,6 +18,7 @@ from phinetune.models.memory import peak_bytes, release_unused
 from phinetune.reports.page import report_html
 from phinetune.reports.plots import loss_plot
 from phinetune.reports.trainer_state import trainer_state
+from phinetune.runs.continuing import worse_than_it_began
 from phinetune.runs.folder import RunFolder
 from phinetune.runs.prepare import Prepared
 from phinetune.runs.record import base_values, data_values
@@ -35,11 +36,38 @@ def prove(
 ) -> Iterator[Event]:
     """Compare, then write summary.json, trainer_state.json, the plot and the report."""
     settings = prepared.settings
-    examples, pieces = prepared.used_test_examples()
+    examples, _ = prepared.used_test_examples()
     num_answered = min(len(examples), settings.compare_nsamples)
     yield Stage(name="compare", detail=f"base and adapter answer {num_answered} test examples")
     began = time.perf_counter()
-    comparison = compare(
+    comparison = compare_with_base(prepared, base, adapter, on_progress)
+    compared = Compared(
+        evaluation=comparison.evaluation(),
+        answers=[asdict(answer) for answer in comparison.answers],
+        seconds=time.perf_counter() - began,
+    )
+    yield compared
+    for note in comparison.notes:
+        yield Noted(what=note)
+    verdicts = [*verdict_warnings(comparison), *worse_than_it_began(run)]
+    for verdict in verdicts:
+        yield Warned(what=verdict)
+    warnings = [caution.what for caution in prepared.plan.warnings] + verdicts
+    summary = _summary(run, prepared, base, adapter, trained, expected, compared, warnings)
+    run.write_json(run.summary, summary)
+    run.write_json(run.trainer_state, trainer_state(read_events(run.events)))
+    loss_plot(run.events, run.loss_plot)
+    report_html(run.path)
+    yield Finished(summary=summary)
+
+
+def compare_with_base(
+    prepared: Prepared, base: Base, adapter: Adapter, on_progress: Progress | None = None
+) -> Comparison:
+    """Both sides on the test examples of the plan, as the settings say."""
+    settings = prepared.settings
+    examples, pieces = prepared.used_test_examples()
+    return compare(
         base,
         adapter,
         prepared.renderer,
@@ -52,24 +80,6 @@ def prove(
         loss_on=settings.loss_on,
         on_progress=_tidying(on_progress),
     )
-    compared = Compared(
-        evaluation=comparison.evaluation(),
-        answers=[asdict(answer) for answer in comparison.answers],
-        seconds=time.perf_counter() - began,
-    )
-    yield compared
-    for note in comparison.notes:
-        yield Noted(what=note)
-    verdicts = list(verdict_warnings(comparison))
-    for verdict in verdicts:
-        yield Warned(what=verdict)
-    warnings = [caution.what for caution in prepared.plan.warnings] + verdicts
-    summary = _summary(run, prepared, base, adapter, trained, expected, compared, warnings)
-    run.write_json(run.summary, summary)
-    run.write_json(run.trainer_state, trainer_state(read_events(run.events)))
-    loss_plot(run.events, run.loss_plot)
-    report_html(run.path)
-    yield Finished(summary=summary)
 
 
 def _tidying(on_progress: Progress | None) -> Progress:
@@ -115,6 +125,7 @@ def _summary(
             "target_modules": list(adapter.target_modules),
         },
         "data": data_values(prepared.files, (plan.train, plan.test)),
+        "lineage": run.lineage(),
         "steps": trained.num_steps,
         "best_step": trained.best_step,
         "seconds": round(trained.seconds, 3),

@@ -71,7 +71,13 @@ def origin_of(settings: TrainingSettings, base: Base, files: Sequence[DataFile])
 
 
 def plan_values(
-    plan: Plan, forecast: Forecast, adapter: Adapter, base: Base, batches: Mapping[str, int]
+    plan: Plan,
+    forecast: Forecast,
+    adapter: Adapter,
+    base: Base,
+    batches: Mapping[str, int],
+    *,
+    num_processes: int = 1,
 ) -> dict[str, Any]:
     """The plan as plain values, for the terminal and events.jsonl; without the row lists.
 
@@ -79,10 +85,11 @@ def plan_values(
     """
     values = asdict(plan)
     del values["rows"], values["test_sequences"]
+    processes = f"; {num_processes} processes, memory is of each" if num_processes > 1 else ""
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
-        "compute": f"{base.device.type}, {base.compute.reason}",
+        "compute": f"{base.device.type}, {base.compute.reason}{processes}",
         "batches": dict(batches),
         "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},
     }
@@ -111,10 +118,16 @@ def data_values(files: Sequence[DataFile], plans: Sequence[SetPlan]) -> dict[str
 
 
 def adapter_metadata(
-    base: Base, settings: TrainingSettings, files: Sequence[DataFile], run_id: str, step: int
+    base: Base,
+    settings: TrainingSettings,
+    files: Sequence[DataFile],
+    run_id: str,
+    step: int,
+    lineage: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, str]:
     """The header of the adapter's weights: what they belong to and where they came from."""
     return {
+        **({"lineage": json.dumps(list(lineage), sort_keys=True)} if lineage else {}),
         "base_name": base.name,
         "base_sha256": base.sha256,
         "train_sha256": files[0].sha256,

@@ -112,7 +112,9 @@ def refuse_changes(
         )
 
 
-def bring_back(run: RunFolder, state: TrainState, origin: Origin) -> Iterator[Event]:
+def bring_back(
+    run: RunFolder, state: TrainState, origin: Origin, *, num_processes: int = 1
+) -> Iterator[Event]:
     """Set `state` to the newest whole checkpoint, saying which were skipped; at last `Resumed`.
 
     Raises `UserError` when there are checkpoints, or were, and none can be used.
@@ -133,14 +135,14 @@ def bring_back(run: RunFolder, state: TrainState, origin: Origin) -> Iterator[Ev
         yield Resumed(step=0, path="")
         return
     versions = load_checkpoint(pick.path, state)
-    yield from _other_versions(versions)
+    yield from _other_versions(versions, num_processes)
     yield Resumed(step=state.step, path=str(pick.path))
 
 
-def _other_versions(saved: Mapping[str, str]) -> Iterator[Warned]:
+def _other_versions(saved: Mapping[str, str], num_processes: int) -> Iterator[Warned]:
     import torch
 
-    now = {**package_versions(), "threads": str(torch.get_num_threads())}
+    now = {**package_versions(), "threads": str(torch.get_num_threads()), "processes": str(num_processes)}
     changed = [f"{name} {saved[name]} -> {now.get(name)}" for name in saved if saved[name] != now.get(name)]
     if changed:
         yield Warned(

@@ -38,6 +38,7 @@ class Saver:
     origin: Origin
     log: EventLog
     stop: StopRequest
+    num_processes: int
 
     def checkpoint(self, state: TrainState) -> Iterator[Event]:
         """A checkpoint of this step, and the best adapter so far beside it; at last `Saved`.
@@ -61,7 +62,7 @@ class Saver:
                 self.origin,
                 base_name=self.base.name,
                 metadata=self._metadata(state.step),
-                versions=package_versions(),
+                versions={**package_versions(), "processes": str(self.num_processes)},
             )
 
         yield from self._until_there_is_room(write, state.adapter)
@@ -79,7 +80,14 @@ class Saver:
             save_adapter(adapter, temporary, base_name=self.base.name, metadata=self._metadata(step))
 
     def _metadata(self, step: int) -> dict[str, str]:
-        return adapter_metadata(self.base, self.prepared.settings, self.prepared.files, self.run.run_id, step)
+        return adapter_metadata(
+            self.base,
+            self.prepared.settings,
+            self.prepared.files,
+            self.run.run_id,
+            step,
+            self.run.lineage(),
+        )
 
     def _until_there_is_room(self, write: Callable[[], None], adapter: Adapter) -> Iterator[Event]:
         """Write; on a full disk give up the older checkpoints, then wait until others have made room."""

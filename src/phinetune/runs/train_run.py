@@ -25,21 +25,25 @@ from phinetune.base.events import (
 )
 from phinetune.base.files import require_free_space
 from phinetune.evaluation.compare import Progress
-from phinetune.lora.attach import Adapter, LoraSettings, attach
+from phinetune.lora.attach import Adapter, attach
 from phinetune.models.catalog import find_model
 from phinetune.models.device import choose
 from phinetune.models.loading import Base, load_base
+from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_on, read_beginning, with_shape
 from phinetune.runs.folder import checked_run_path, create_run
+from phinetune.runs.following import batches_told, common_facts, settings_told, shape_told, take_part
 from phinetune.runs.forecast import Forecaster, refuse_base_too_large
-from phinetune.runs.prepare import prepare
+from phinetune.runs.prepare import lora_settings, prepare
+from phinetune.runs.processes import Processes, launched_place
 from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
 from phinetune.runs.resume import find_unfinished, refuse_changes, unfinished_note
 from phinetune.runs.road import Road
+from phinetune.runs.sinks.reporting import Reporter, require_installed
 from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
-from phinetune.training.lora_yaml import load_settings
+from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
 
 
@@ -49,18 +53,51 @@ def train_run(
     run_name: str | None = None,
     overrides: Mapping[str, str] | None = None,
     resume: bool = False,
+    from_adapter: Path | None = None,
     stop: StopRequest | None = None,
     on_progress: Progress | None = None,
+    nproc: int = 1,
+    shard: bool = False,
 ) -> Iterator[Event]:
     """Train a project's adapter and compare it with its base; the last event is `Finished`.
 
-    With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. Once
+    With `resume` the named run, or the newest interrupted one, goes on after its last checkpoint. With
+    `from_adapter` a new run begins with the weights of that adapter (a PEFT directory or a run). Once
     `stop` is wanted a checkpoint is saved after the step, and the last event is `Stopped`.
-    `on_progress(done, total)` counts examples while base and adapter are compared.
+    `on_progress(done, total)` counts examples while base and adapter are compared. With `nproc` that many
+    processes of this machine share the work, and with `shard` the base too; under torchrun its processes
+    do, and only the first has events.
 
     Raises `UserError` before any folder is made when the input is wrong, `DivergedError` when the
     loss stops being finite. Closing the generator ends the run; its last checkpoint stays.
     """
+    place = launched_place()
+    if place and place.rank > 0:
+        take_part(project, place, stop or StopRequest(), is_sharded=shard)
+        return
+    with Processes(project, nproc, is_sharded=shard) as processes:
+        yield from _lead(
+            project, run_name, overrides, resume, from_adapter, stop or StopRequest(), on_progress, processes
+        )
+
+
+def _lead(
+    project: Path,
+    run_name: str | None,
+    overrides: Mapping[str, str] | None,
+    resume: bool,
+    from_adapter: Path | None,
+    stop: StopRequest,
+    on_progress: Progress | None,
+    processes: Processes,
+) -> Iterator[Event]:
+    """The run in its first process."""
+    if resume and from_adapter:
+        raise SettingsError(
+            "a run that is resumed has its adapter already",
+            where="--from-adapter",
+            do="leave out --from-adapter, or --resume",
+        )
     found = find_unfinished(project, run_name) if resume else None
     if found and found.summary:
         yield Noted(what=f"run '{found.run.run_id}' is finished: there is nothing to resume")
@@ -70,25 +107,50 @@ def train_run(
     if not found:
         yield from unfinished_note(project)
     overrides = {**(found.overrides if found else {}), **(overrides or {})}
-    settings = load_settings(project / SETTINGS_FILE, overrides)
+    read = read_settings(project / SETTINGS_FILE, overrides)
+    settings = read.settings
+    for note in read.notes:
+        yield Noted(what=note)
+    require_installed(settings.report_to)
+    beginning = beginning_of(found.run) if found else from_adapter and read_beginning(from_adapter)
+    if beginning:
+        settings, differing = with_shape(settings, beginning, overrides)
+        yield from notes_on(beginning, differing)
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
-    refuse_base_too_large(find_model(settings.model, root=project), choose(settings.device, settings.dtype))
-    base = load_base(settings.model, device_name=settings.device, dtype=settings.dtype, root=project)
+    compute = choose(settings.device, settings.dtype)
+    if not processes.is_sharded:
+        refuse_base_too_large(find_model(settings.model, root=project), compute, processes.num_here)
+    ranks = processes.begin(compute.device.type, settings_told(settings, compute))
+    base = load_base(
+        settings.model,
+        device_name=settings.device,
+        dtype=settings.dtype,
+        root=project,
+        is_sharded=ranks.is_sharded,
+    )
+    ranks.require_same(common_facts(base, prepared))
     if found:
         refuse_changes(found, settings, base, prepared.files)
     _check_lengths(settings, base, prepared.renderer)
-    adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
-    forecaster = Forecaster(base, adapter, prepared)
+    if beginning:
+        adapter = attached(base, beginning, settings.lora_dropout)
+    else:
+        adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
+    ranks.from_first(shape_told(adapter))
+    forecaster = Forecaster(base, adapter, prepared, ranks, num_here=processes.num_here)
     # A run that goes on keeps its batches: another split of an update would round differently.
     batches = found.record.get("batches", {}) if found else forecaster.resolved()
-    fitted = settings.model_copy(update=batches)
-    prepared = replace(prepared, settings=fitted)
-    expected = forecaster.refuse_too_large(fitted)
+    prepared = replace(prepared, settings=settings.model_copy(update=batches))
+    expected = forecaster.refuse_too_large(prepared.settings)
+    ranks.from_first(batches_told(batches))
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    planned = Planned(plan=plan_values(prepared.plan, expected, adapter, base, batches))
+    values = plan_values(prepared.plan, expected, adapter, base, batches, num_processes=ranks.size)
+    planned = Planned(
+        plan={**values, **({"from_adapter": str(beginning.folder)} if beginning else {})},
+    )
     yield planned
 
     run_json: dict[str, Any] = (
@@ -103,10 +165,14 @@ def train_run(
             "batches": batches,
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
+            "lineage": list(beginning.lineage) if beginning else [],
             "machine": machine(),
         }
     )
+    run_json["processes"] = ranks.size
     run = found.run if found else create_run(path, run_json)
+    if beginning and not found:
+        keep_copy(run, beginning)
     log = EventLog(run.events)
     status = "failed"
 
@@ -126,10 +192,12 @@ def train_run(
             adapter=adapter,
             expected=expected,
             log=log,
-            stop=stop or StopRequest(),
+            stop=stop,
             on_progress=on_progress,
+            processes=processes,
         )
-        for event in road.events(is_resumed=found is not None):
+        reporter = Reporter(settings.report_to, run.path, run_json["settings"])
+        for event in reporter.reported(road.events(is_resumed=found is not None)):
             log.append(event)
             if isinstance(event, Finished):
                 # All is done before a caller hears of it, even one that stops listening there.
@@ -149,16 +217,6 @@ def train_run(
         with contextlib.suppress(SpaceError):
             record_status(status)
         log.close()
-
-
-def lora_settings(settings: TrainingSettings) -> LoraSettings:
-    """The part of the settings that shapes the adapter."""
-    return LoraSettings(
-        rank=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-    )
 
 
 def _check_lengths(settings: TrainingSettings, base: Base, renderer: Renderer) -> None:

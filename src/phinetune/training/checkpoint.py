@@ -72,7 +72,7 @@ def save_checkpoint(
 ) -> None:
     """Write `folder` in one step. Raises `SpaceError` when the disk is full; nothing has changed then."""
     record = {
-        "counters": dataclasses.asdict(_counters(state)),
+        "counters": dataclasses.asdict(counters_of(state)),
         "origin": dataclasses.asdict(origin),
         "versions": {**versions, "threads": str(torch.get_num_threads())},
     }
@@ -103,6 +103,28 @@ def load_checkpoint(folder: Path, state: TrainState) -> dict[str, str]:
     _restore_optimizer(state, _copies(moments) if moments.is_file() else {})
     versions: dict[str, str] = record["versions"]
     return versions
+
+
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """All tensors of a state on the CPU, by name; with `counters_of` everything that changes."""
+    return {
+        **{f"adapter/{name}": weight for name, weight in state.adapter.snapshot().items()},
+        **{f"best/{name}": weight for name, weight in state.best_weights.items()},
+        **{f"optimizer/{name}": value for name, value in _optimizer_tensors(state)},
+    }
+
+
+def set_state(state: TrainState, counters: Counters, tensors: Mapping[str, Tensor]) -> None:
+    """Set `state` to what `counters_of` and `state_tensors` gave."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        begin = f"{prefix}/"
+        return {name.removeprefix(begin): value for name, value in tensors.items() if name.startswith(begin)}
+
+    state.set_counters(counters)
+    state.adapter.restore(part("adapter"))
+    state.best_weights = part("best")
+    _restore_optimizer(state, part("optimizer"))
 
 
 def newest_valid(checkpoints: Path, origin: Origin) -> Pick:
@@ -157,7 +179,8 @@ def _fault(folder: Path, origin: Origin) -> str:
     return f"it belongs to another run: {', '.join(changed)} differ" if changed else ""
 
 
-def _counters(state: TrainState) -> Counters:
+def counters_of(state: TrainState) -> Counters:
+    """The counters of a state, apart from it."""
     return Counters(**{name: getattr(state, name) for name in Counters.__dataclass_fields__})
 
 
@@ -170,14 +193,17 @@ def _optimizer_tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
 def _restore_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     content = state.optimizer.state_dict()
     content["state"] = {}
-    for place, (name, _) in enumerate(state.adapter.named_parameters()):
+    # torch numbers the weights in the order of the groups, which need not be the adapter's.
+    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    places = {id(weight): place for place, weight in enumerate(weights)}
+    for name, weight in state.adapter.named_parameters():
         kept = {
             key.removeprefix(f"{name}."): value
             for key, value in tensors.items()
             if key.startswith(f"{name}.")
         }
         if kept:
-            content["state"][place] = kept
+            content["state"][places[id(weight)]] = kept
     state.optimizer.load_state_dict(content)
 
 

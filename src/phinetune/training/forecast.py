@@ -7,7 +7,7 @@ that follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,8 @@ from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.memory import Costs, StepShape, held_bytes, release_unused, saved_bytes
 from phinetune.models.timing import LONG_PROBE_S, NUM_TIMED, seconds_of
 from phinetune.text.render import Rendered
+from phinetune.training.distributed import ALONE, Ranks
+from phinetune.training.optimizers import NUM_MOMENTS
 from phinetune.training.packing import Rows, Sampling, batches, epoch_sequences, file_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.settings import TrainingSettings
@@ -71,17 +73,32 @@ class TrainingBytes:
         return self.kept + max(self.step, self.evaluation, self.saving)
 
 
-def probe(base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered]) -> Probe:
-    """Time a piece of up to `PROBE_TOKENS` tokens, and measure what a token holds until its backward pass."""
+def probe(
+    base: Base,
+    adapter: Adapter,
+    settings: TrainingSettings,
+    sequences: Sequence[Rows],
+    rows: Sequence[Rendered],
+    ranks: Ranks = ALONE,
+) -> Probe:
+    """Time a piece of up to `PROBE_TOKENS` tokens, and measure what a token holds until its backward pass.
+
+    The `ranks` of a divided base must all call this; each measures its own part.
+    """
     batch = _probe_batches(sequences, rows, PROBE_TOKENS // 4, base.device)[0]
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         was_training = base.model.training
         base.model.train()
         saved = saved_bytes(base, lambda: trained_token_loss(base, batch))
         base.model.train(was_training)
-    costs = Costs.of(base, 0.0, adapter.num_parameters)
-    costs = Costs.of(base, saved / costs.filled(batch.num_tokens), adapter.num_parameters)
-    train_s, test_s = _seconds_per_token(base, adapter, sequences, rows)
+    costs = Costs.of(
+        base,
+        0.0,
+        num_adapter_parameters=adapter.num_parameters,
+        num_moments=NUM_MOMENTS[settings.optimizer],
+    )
+    costs = replace(costs, saved_per_token=saved / costs.filled(batch.num_tokens))
+    train_s, test_s = _seconds_per_token(base, adapter, sequences, rows, ranks)
     release_unused()
     return Probe(train_s=train_s, test_s=test_s, costs=costs, held_bytes=held_bytes(base.device))
 
@@ -91,12 +108,12 @@ def probed_sequences(settings: TrainingSettings, plan: Plan, rows: Sequence[Rend
     return epoch_sequences(plan.rows, [row.num_tokens for row in rows], train_sampling(settings), 0)
 
 
-def training_seconds(probe: Probe, settings: TrainingSettings, plan: Plan) -> float:
-    """All steps and all evaluations."""
+def training_seconds(probe: Probe, settings: TrainingSettings, plan: Plan, num_ranks: int = 1) -> float:
+    """All steps and all evaluations, divided among so many processes."""
     tokens_per_step = plan.train.num_tokens / plan.steps_per_epoch
-    return plan.num_steps * tokens_per_step * probe.train_s + num_evaluations(settings, plan) * (
-        plan.test.num_tokens * probe.test_s
-    )
+    steps_s = plan.num_steps * tokens_per_step * probe.train_s
+    evaluations_s = num_evaluations(settings, plan) * plan.test.num_tokens * probe.test_s
+    return (steps_s + evaluations_s) / num_ranks
 
 
 def num_evaluations(settings: TrainingSettings, plan: Plan) -> int:
@@ -162,7 +179,7 @@ def _probe_batches(
 
 
 def _seconds_per_token(
-    base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered]
+    base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered], ranks: Ranks
 ) -> tuple[float, float]:
     """Seconds per token of forward and backward, and of evaluation."""
     found = _probe_batches(sequences, rows, PROBE_TOKENS, base.device)
@@ -174,9 +191,9 @@ def _seconds_per_token(
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         was_training = base.model.training
         base.model.train()
-        train_s = _timed(trained, found, base.device)
+        train_s = _timed(trained, found, base.device, ranks)
         base.model.eval()
-        test_s = _timed(lambda batch: token_scores(base, batch), found, base.device)
+        test_s = _timed(lambda batch: token_scores(base, batch), found, base.device, ranks)
         base.model.train(was_training)
     for parameter in adapter.parameters():
         parameter.grad = None
@@ -184,7 +201,7 @@ def _seconds_per_token(
 
 
 def _timed(
-    work: Callable[[PackedBatch], object], found: Sequence[PackedBatch], device: torch.device
+    work: Callable[[PackedBatch], object], found: Sequence[PackedBatch], device: torch.device, ranks: Ranks
 ) -> float:
     """Seconds per token over different batches, as a CPU prepares for new shapes again and again.
 
@@ -193,7 +210,7 @@ def _timed(
     took = []
     for batch in found:
         took.append((seconds_of(partial(work, batch), device), batch.num_tokens))
-        if took[-1][0] > LONG_PROBE_S:
+        if ranks.agreed(took[-1][0] > LONG_PROBE_S):
             break
     counted = took[1:] or took
     return sum(seconds for seconds, _ in counted) / sum(num_tokens for _, num_tokens in counted)

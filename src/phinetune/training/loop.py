@@ -19,12 +19,14 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
 from phinetune.models.memory import peak_bytes
 from phinetune.text.render import Rendered
+from phinetune.training.distributed import ALONE, Ranks
+from phinetune.training.optimizers import make_optimizer
 from phinetune.training.packing import Rows, batches, epoch_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.schedule import learning_rate_factor
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.state import TrainState
-from phinetune.training.step import make_optimizer, most_rows, train_step
+from phinetune.training.step import most_rows, train_step
 from phinetune.training.validation import validate
 
 
@@ -45,10 +47,12 @@ def train(
     plan: Plan,
     train_rows: Sequence[Rendered],
     test_rows: Sequence[Rendered],
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train until the planned steps are done or the test loss stops improving.
 
-    Goes on from wherever `state` is. Yields `Stepped`, `Evaluated`, `SaveDue`, `Warned` and at last
+    Goes on from wherever `state` is. With several `ranks`, each runs this on the same state and rows,
+    and yields the same events. Yields `Stepped`, `Evaluated`, `SaveDue`, `Warned` and at last
     `Trained`, when the best weights are back in the model; at any event `state` may be saved. Raises
     `DivergedError` with the weights of the last finite step in place.
     """
@@ -56,7 +60,7 @@ def train(
     stopped_because = "all steps done"
     while True:
         if state.settled_step < state.step:
-            yield from _settle(base, state, settings, plan, test_rows)
+            yield from _settle(base, state, settings, plan, test_rows, ranks)
         if state.num_evaluations_without_improvement >= settings.early_stopping_patience:
             stopped_because = (
                 f"no lower test loss in {settings.early_stopping_patience} evaluations "
@@ -66,7 +70,7 @@ def train(
         sequences = next(work, None)
         if sequences is None:
             break
-        yield from _step(base, state, settings, plan, train_rows, sequences)
+        yield from _step(base, state, settings, plan, train_rows, sequences, ranks)
     state.adapter.restore(state.best_weights)
     base.model.eval()
     yield Trained(
@@ -76,17 +80,22 @@ def train(
         seconds=state.seconds,
         num_tokens=state.num_tokens,
         num_trained_tokens=state.num_trained_tokens,
-        peak_memory_bytes=peak_bytes(base.device),
+        peak_memory_bytes=ranks.highest(peak_bytes(base.device)),
     )
 
 
 def _settle(
-    base: Base, state: TrainState, settings: TrainingSettings, plan: Plan, test_rows: Sequence[Rendered]
+    base: Base,
+    state: TrainState,
+    settings: TrainingSettings,
+    plan: Plan,
+    test_rows: Sequence[Rendered],
+    ranks: Ranks,
 ) -> Iterator[Event]:
     """The evaluation and the checkpoint that are due after a step; at step 0 the base is measured."""
     is_base = state.step == 0 and settings.evaluation_strategy != "no"
     if is_base or state.step in plan.evaluation_steps:
-        yield _evaluate(base, state, settings, plan, test_rows)
+        yield _evaluate(base, state, settings, plan, test_rows, ranks)
     state.settled_step = state.step
     if state.step in plan.save_steps:
         yield SaveDue(step=state.step)
@@ -117,11 +126,12 @@ def _step(
     plan: Plan,
     rows: Sequence[Rendered],
     sequences: list[Rows],
+    ranks: Ranks,
 ) -> Iterator[Event]:
     """One update; when the device's memory is full, the same one in pieces of half the size."""
     began = time.perf_counter()
     rate = settings.learning_rate * learning_rate_factor(
-        state.step, plan.num_steps, settings.lr_scheduler_type, settings.num_warmup_steps
+        state.step, plan.num_steps, settings.lr_scheduler_type, plan.num_warmup_steps
     )
     for group in state.optimizer.param_groups:
         group["lr"] = state.rate_factor * rate
@@ -137,12 +147,13 @@ def _step(
                 dropout_seed=derive(settings.seed, "dropout", state.step),
                 step=state.step + 1,
                 num_halvings=state.num_halvings,
+                ranks=ranks,
             )
             break
         except torch.OutOfMemoryError:
             state.optimizer.zero_grad(set_to_none=True)
         # Out of the handler, so that the tensors its traceback held are free.
-        yield _halved(base, state, settings, rows, sequences)
+        yield _halved(base, state, settings, rows, sequences, ranks)
     state.step += 1
     seconds = time.perf_counter() - began
     state.seconds += seconds
@@ -167,9 +178,11 @@ def _halved(
     settings: TrainingSettings,
     rows: Sequence[Rendered],
     sequences: list[Rows],
+    ranks: Ranks,
 ) -> Warned:
     """Halve the pieces from now on. Raises `SpaceError` when they hold one example each already."""
-    most = most_rows(base, settings, rows, sequences, state.num_halvings)
+    mine = ranks.share(sequences, rows)
+    most = ranks.highest(most_rows(base, settings, rows, mine, state.num_halvings))
     if most == 1:
         raise SpaceError(
             "the device's memory is too small for a single example",
@@ -190,11 +203,17 @@ def _halved(
 
 
 def _evaluate(
-    base: Base, state: TrainState, settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]
+    base: Base,
+    state: TrainState,
+    settings: TrainingSettings,
+    plan: Plan,
+    rows: Sequence[Rendered],
+    ranks: Ranks,
 ) -> Evaluated:
     """Measure the test loss; keep the weights if it is the lowest so far. Step 0 is the base model."""
     began = time.perf_counter()
-    result = validate(base, rows, plan.test_sequences, settings)
+    ranks.require_equal_weights(state.adapter.parameters())
+    result = validate(base, rows, plan.test_sequences, settings, ranks)
     if not math.isfinite(result.loss):
         raise DivergedError(
             "the test loss is not finite",

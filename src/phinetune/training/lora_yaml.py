@@ -6,7 +6,9 @@ Knows nothing of what the settings do.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,32 @@ from typing import Any
 from pydantic import ValidationError
 
 from phinetune.base.errors import SettingsError, nearest
+from phinetune.training.hf_dictionaries import DICTIONARIES, translate
 from phinetune.training.settings import GROUPS, TrainingSettings, group_of
 
 MAX_SIZE_BYTES = 1_000_000
+_PYTHON_ASSIGNMENT = re.compile(rf"^({'|'.join(DICTIONARIES)})[ \t]*=[ \t]*(?={{)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsFile:
+    """What a file says, and how some of it was understood."""
+
+    settings: TrainingSettings
+    notes: tuple[str, ...]
 
 
 def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> TrainingSettings:
+    """The settings of `read_settings`, without its notes."""
+    return read_settings(path, overrides).settings
+
+
+def read_settings(path: Path, overrides: Mapping[str, str] | None = None) -> SettingsFile:
     """The settings of a file, with `key=value` overrides in YAML's notation on top.
 
-    Raises `SettingsError` naming file, line and key, with the nearest known name for an unknown one.
+    `training_config` and `peft_config` may stand in it as they are in Python; they count before the
+    single lines. Raises `SettingsError` naming file, line and key, with the nearest known name for an
+    unknown one.
     """
     if not path.is_file():
         raise SettingsError(
@@ -41,12 +60,40 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Tra
             why=f"byte {error.start} begins no character",
             do="save it as UTF-8",
         ) from None
-    values, lines = _parse(text, str(path))
+    values, lines = _parse(_PYTHON_ASSIGNMENT.sub(r"\1: ", text), str(path))
     places = {key: f"{path}:{line}" for key, line in lines.items()}
+    notes = _take_dictionaries(values, places, str(path))
     for key, text in (overrides or {}).items():
         values[key] = _parse_value(key, text)
         places[key] = f"--set {key}={text}"
-    return validated(values, places, str(path))
+    return SettingsFile(settings=validated(values, places, str(path)), notes=notes)
+
+
+def _take_dictionaries(values: dict[str, Any], places: dict[str, str], where: str) -> tuple[str, ...]:
+    """Put the settings of the dictionaries in their place; what that changed, in words."""
+    written = set(values) - set(DICTIONARIES)
+    replaced, absent, not_needed = [], [], []
+    for name in [name for name in DICTIONARIES if name in values]:
+
+        def place(key: str, name: str = name) -> str:
+            return f"{places.get(f'{name}.{key}') or places[name]}, {name}"
+
+        found = translate(name, values.pop(name), place)
+        for key, value in found.values.items():
+            if key in written and _coerced(key, values[key]) != _coerced(key, value):
+                replaced.append(f"{key} {_yaml_value(value)} (not {_yaml_value(values[key])})")
+            values[key], places[key] = value, places[name]
+        for key, value in found.defaults.items():
+            if key not in values:
+                values[key] = value
+                absent.append(f"{key} {_yaml_value(value)}")
+        not_needed += [f"{key} ({why})" for key, why in found.not_needed.items()]
+    sayings = (
+        ("the dictionaries count before single lines: ", replaced),
+        ("not written, so as Hugging Face has it: ", absent),
+        ("in the dictionaries, but not needed: ", not_needed),
+    )
+    return tuple(f"{where}: {saying}{', '.join(items)}" for saying, items in sayings if items)
 
 
 def validated(values: Mapping[str, Any], places: Mapping[str, str], where: str) -> TrainingSettings:
@@ -96,7 +143,7 @@ def _coerced(key: str, value: Any) -> Any:
     annotation = TrainingSettings.model_fields[key].annotation
     if annotation in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if key == "lora_target_modules" and isinstance(value, list):
+    if isinstance(value, list) and "tuple" in str(annotation):
         return tuple(value)
     return value
 
@@ -139,6 +186,10 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
         )
     positions: Any = loaded.lc  # type: ignore[attr-defined]
     lines = {str(key): positions.key(key)[0] + 1 for key in loaded}
+    for name in DICTIONARIES:
+        inner: Any = loaded.get(name)
+        if isinstance(inner, dict):
+            lines |= {f"{name}.{key}": inner.lc.key(key)[0] + 1 for key in inner}  # type: ignore[attr-defined]
     return {str(key): _plain(value) for key, value in loaded.items()}, lines
 
 
@@ -162,6 +213,8 @@ def _plain(value: Any) -> Any:
             return kind(value)
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
     return value
 
 

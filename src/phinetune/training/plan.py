@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from phinetune.training.fitting import Fitted
 from phinetune.training.packing import Rows, Sampling, epoch_sequences, file_sequences, sample
 from phinetune.training.settings import TrainingSettings
+from phinetune.training.unread import Caution, unread
 
 FEW_EXAMPLES = 1000
 LONGEST_WARMUP_SHARE = 0.2
@@ -32,14 +33,6 @@ class SetPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caution:
-    """Something that will probably disappoint, and the lines of lora.yaml that would mend it."""
-
-    what: str
-    propose: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The numbers of a run. `rows` are sampled training rows, `test_sequences` the packed test set."""
 
@@ -47,6 +40,7 @@ class Plan:
     test: SetPlan
     steps_per_epoch: int
     num_steps: int
+    num_warmup_steps: int
     warmup_share: float
     evaluation_steps: tuple[int, ...]
     save_steps: tuple[int, ...]
@@ -83,7 +77,7 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
     )
     test_rows = sample(test_lengths, test_sampling, in_file_order=True)
     test_sequences = file_sequences(test_rows, test_lengths, test_sampling)
-    warmup = min(settings.num_warmup_steps, num_steps) if settings.has_warmup else 0
+    num_warmup_steps = _num_warmup_steps(settings, num_steps)
     train_plan = _set_plan(train, rows, len(sequences))
     test_plan = _set_plan(test, test_rows, len(test_sequences))
     return Plan(
@@ -91,7 +85,8 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
         test=test_plan,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        warmup_share=warmup / num_steps,
+        num_warmup_steps=num_warmup_steps,
+        warmup_share=min(num_warmup_steps, num_steps) / num_steps,
         evaluation_steps=evaluation_steps(settings, num_steps, steps_per_epoch),
         save_steps=_save_steps(settings, num_steps, steps_per_epoch),
         warnings=tuple(_warnings(settings, train_plan, test_plan, num_steps, steps_per_epoch)),
@@ -112,6 +107,15 @@ def evaluation_steps(settings: TrainingSettings, num_steps: int, steps_per_epoch
     else:
         steps = []
     return tuple(sorted({*steps, num_steps}))
+
+
+def _num_warmup_steps(settings: TrainingSettings, num_steps: int) -> int:
+    """The steps of rising rate; more than the run has when the settings say so."""
+    if not settings.has_warmup:
+        return 0
+    if settings.warmup_ratio is None:
+        return settings.num_warmup_steps
+    return math.ceil(settings.warmup_ratio * num_steps)
 
 
 def _save_steps(settings: TrainingSettings, num_steps: int, steps_per_epoch: int) -> tuple[int, ...]:
@@ -135,12 +139,14 @@ def _set_plan(fitted: Fitted, rows: Sequence[int], num_sequences: int) -> SetPla
 def _warnings(
     settings: TrainingSettings, train: SetPlan, test: SetPlan, num_steps: int, steps_per_epoch: int
 ) -> list[Caution]:
-    found = []
-    if settings.has_warmup and settings.num_warmup_steps > LONGEST_WARMUP_SHARE * num_steps:
-        share = settings.num_warmup_steps / num_steps
+    found = unread(settings)
+    num_warmup = _num_warmup_steps(settings, num_steps)
+    # A share was meant as one; steps were perhaps meant for a longer run.
+    if settings.warmup_ratio is None and num_warmup > LONGEST_WARMUP_SHARE * num_steps:
+        share = num_warmup / num_steps
         found.append(
             Caution(
-                what=f"the warm-up of {settings.num_warmup_steps} steps is {share:.0%} of the run's "
+                what=f"the warm-up of {num_warmup} steps is {share:.0%} of the run's "
                 f"{num_steps} steps; the learning rate "
                 + ("never reaches its peak" if share >= 1 else "is low for too long"),
                 propose=f"num_warmup_steps: {max(1, num_steps // 20)}",

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SchedulerType = Literal["linear", "linear_with_warmup", "cosine", "cosine_with_warmup"]
+OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion"]
+SinkName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 PositiveInt = Annotated[int, Field(ge=1)]
 BatchSize = PositiveInt | Literal["auto"]
 
@@ -92,9 +94,11 @@ class TrainingSettings(BaseModel):
     lora_dropout: float = _in(
         "advanced", 0.1, "Share of each LoRA input set to zero in training.", ge=0, lt=1
     )
-    adam_beta1: float = _in("advanced", 0.9, "AdamW: decay of the gradient's mean.", ge=0, lt=1)
-    adam_beta2: float = _in("advanced", 0.95, "AdamW: decay of the gradient's square.", ge=0, lt=1)
-    adam_epsilon: float = _in("advanced", 1e-8, "AdamW: added to the denominator.", gt=0)
+    adam_beta1: float = _in("advanced", 0.9, "AdamW, Adam, Lion: decay of the gradient's mean.", ge=0, lt=1)
+    adam_beta2: float = _in(
+        "advanced", 0.95, "AdamW, Adam: decay of the gradient's square; Lion: of its momentum.", ge=0, lt=1
+    )
+    adam_epsilon: float = _in("advanced", 1e-8, "AdamW, Adam: added to the denominator.", gt=0)
     num_training_steps: int | None = _in(
         "advanced", None, "Steps to train for; null derives them from epochs and the packed data.", ge=1
     )
@@ -107,7 +111,13 @@ class TrainingSettings(BaseModel):
     eval_delay: float | None = _in(
         "advanced", 0.0, "Steps (or epochs, by evaluation_strategy) before the first evaluation.", ge=0
     )
-    weight_decay: float = _in("advanced", 0.0, "AdamW weight decay of the adapter weights.", ge=0, le=1)
+    weight_decay: float = _in(
+        "advanced",
+        0.0,
+        "Weight decay of the adapter's matrices: decoupled, with adam and sgd added to the gradient.",
+        ge=0,
+        le=1,
+    )
     max_grad_norm: float = _in("advanced", 1.0, "Gradients are scaled down to this norm; above 0.", gt=0)
     gradient_checkpointing: bool = _in(
         "advanced", False, "Recompute activations in the backward pass: less memory, slower."
@@ -118,6 +128,26 @@ class TrainingSettings(BaseModel):
     lora_alpha: float = _in("phinetune", 32.0, "The update is scaled by lora_alpha / lora_r.", gt=0)
     lora_target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = _in(
         "phinetune", None, "Names of the linear layers to adapt; null: all of the model's, by architecture."
+    )
+    optimizer: OptimizerName = _in(
+        "phinetune",
+        "adamw",
+        "What makes an update of a gradient; with sgd or lion another learning_rate fits.",
+    )
+    sgd_momentum: float = _in("phinetune", 0.9, "SGD: share of the last update that goes on.", ge=0, lt=1)
+    label_smoothing: float = _in(
+        "phinetune",
+        0.0,
+        "Share of each target spread evenly over all tokens. The test loss stays the plain one.",
+        ge=0,
+        lt=1,
+    )
+    warmup_ratio: float | None = _in(
+        "phinetune",
+        None,
+        "Warm-up of a _with_warmup schedule as a share of the steps; null: num_warmup_steps counts.",
+        ge=0,
+        le=1,
     )
     loss_on: Literal["assistant", "all"] = _in(
         "phinetune", "assistant", "Train on assistant turns only, or on every token. Plain text: always all."
@@ -137,6 +167,11 @@ class TrainingSettings(BaseModel):
         "phinetune",
         False,
         "When loss or gradient stop being finite: go back to the last checkpoint once, at half the rate.",
+    )
+    report_to: tuple[SinkName, ...] = _in(
+        "phinetune",
+        (),
+        "Show the run live in other tools too: [tensorboard, mlflow, wandb, trackio], any of them.",
     )
     compare_nsamples: int = _in(
         "phinetune",

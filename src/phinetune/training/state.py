@@ -36,10 +36,15 @@ class TrainState(Counters):
     adapter: Adapter
     optimizer: torch.optim.Optimizer
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    # What the adapter began with, when that is not a function of the seed.
+    first_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def begin_again(self, seed: int) -> None:
         """Back to before the first step."""
-        self.adapter.reset(seed)
+        if self.first_weights:
+            self.adapter.restore(self.first_weights)
+        else:
+            self.adapter.reset(seed)
         self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         self.best_weights = {}

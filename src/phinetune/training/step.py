@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from phinetune.base.errors import DivergedError
+from phinetune.base.seeds import derive
 from phinetune.lora.attach import Adapter
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import trained_token_loss
 from phinetune.text.render import Rendered
+from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows
 from phinetune.training.settings import TrainingSettings
 
@@ -32,19 +34,6 @@ class StepResult:
     grad_norm: float
     num_tokens: int
     num_trained_tokens: int
-
-
-def make_optimizer(adapter: Adapter, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over the adapter's float32 weights, in one fused call where the device has it."""
-    parameters = adapter.parameters()
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
 
 
 def pieces(
@@ -100,8 +89,8 @@ def most_rows(
     sequences: Sequence[Rows],
     num_halvings: int,
 ) -> int:
-    """The rows of the largest forward pass of a step."""
-    return max(len(part) for part in _parts(base, settings, rows, sequences, num_halvings))
+    """The rows of the largest forward pass over the sequences; 0 without any."""
+    return max((len(part) for part in _parts(base, settings, rows, sequences, num_halvings)), default=0)
 
 
 def train_step(
@@ -115,8 +104,11 @@ def train_step(
     dropout_seed: int,
     step: int,
     num_halvings: int = 0,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """Update the adapter once; each `num_halvings` halves what goes through the model at once.
+
+    `sequences` are the whole step's; with several `ranks` each computes its share of them.
 
     Raises `DivergedError`, leaving weights and optimizer untouched, when loss or gradient is not
     finite; it names the step, the rows and the first weight at fault.
@@ -126,13 +118,15 @@ def train_step(
     parameters = adapter.parameters()
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=base.device)
-    with torch.random.fork_rng(devices=_cuda_devices(base.device)):
-        torch.manual_seed(dropout_seed)
-        for piece in _parts(base, settings, rows, sequences, num_halvings):
+    parts = list(_parts(base, settings, rows, ranks.share(sequences, rows), num_halvings))
+    with ranks.full_together(), torch.random.fork_rng(devices=_cuda_devices(base.device)):
+        for piece, weight in ranks.passes(parts, filler=used[:1]):
+            torch.manual_seed(derive(dropout_seed, piece[0]))
             batch = PackedBatch.lay([rows[row] for row in piece], base.device)
-            loss, _ = trained_token_loss(base, batch)
-            (loss / num_trained).backward()
-            total += loss.detach()
+            loss, _ = trained_token_loss(base, batch, settings.label_smoothing)
+            (weight * loss / num_trained).backward()
+            total += weight * loss.detach()
+    ranks.add_gradients(parameters, total)
     gradients = {name: weight.grad for name, weight in adapter.named_parameters() if weight.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     loss_value, norm_value = float(total / num_trained), float(norm)

@@ -14,6 +14,7 @@ from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import token_scores
 from phinetune.text.render import Rendered
+from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.step import pieces
@@ -29,9 +30,13 @@ class Validation:
 
 
 def validate(
-    base: Base, rows: Sequence[Rendered], sequences: Sequence[Rows], settings: TrainingSettings
+    base: Base,
+    rows: Sequence[Rendered],
+    sequences: Sequence[Rows],
+    settings: TrainingSettings,
+    ranks: Ranks = ALONE,
 ) -> Validation:
-    """Evaluate the model as it stands, without dropout.
+    """Evaluate the model as it stands, without dropout; each of `ranks` a share of the sequences.
 
     Results stay on the device for `eval_accumulation_steps` batches (null: all) before they move.
     """
@@ -41,15 +46,17 @@ def validate(
     waiting: list[torch.Tensor] = []
     totals = torch.zeros(3, dtype=torch.float64)
     is_cpu = base.device.type == "cpu"
-    for piece in pieces(sequences, rows, settings.test_batch_size, is_cpu):
+    parts = list(pieces(ranks.share(sequences, rows), rows, settings.test_batch_size, is_cpu))
+    for piece, weight in ranks.passes(parts, filler=[sequences[0][0]]):
         scores = token_scores(base, PackedBatch.lay([rows[row] for row in piece], base.device))
         count = torch.tensor(float(len(scores.nll_N)), device=base.device)
-        waiting.append(torch.stack([scores.nll_N.sum(), scores.is_correct_N.sum().float(), count]))
+        sums = torch.stack([scores.nll_N.sum(), scores.is_correct_N.sum().float(), count])
+        waiting.append(weight * sums)
         if len(waiting) == every:
             totals += torch.stack(waiting).sum(0).to("cpu", torch.float64)
             waiting = []
     if waiting:
         totals += torch.stack(waiting).sum(0).to("cpu", torch.float64)
     base.model.train(was_training)
-    loss, correct, number = totals.tolist()
+    loss, correct, number = ranks.add(totals).tolist()
     return Validation(loss=loss / number, token_accuracy=correct / number, num_trained_tokens=int(number))

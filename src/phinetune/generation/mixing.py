@@ -1,0 +1,178 @@
+"""Linear layers in which every token has the update of its own row's adapter, or none.
+
+    y_TO = x_TI Wᵀ + (mask_TR ∘ (x_TI A_catᵀ)) B_cat
+
+A_cat and B_cat hold the adapters of a step one below the other, the scale folded into B; the mask
+lets through the columns of a token's own adapter. Two products serve all adapters, where one after
+the other would be two for each; ranks are filled up with zeros, which changes nothing.
+Knows nothing of requests, files or how adapters come and go.
+
+# T tokens of a step, I inputs, O outputs, E seats, R greatest rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from phinetune.base.errors import AdapterError
+from phinetune.lora.attach import linear_layers
+from phinetune.lora.files import check_layers
+from phinetune.lora.weights import AdapterWeights, Update
+
+
+class Mix:
+    """What all mixed layers of a model share: the seats, and which seat each token of the step has.
+
+    Seat 0 is the base: no adapter sits there.
+    """
+
+    def __init__(self) -> None:
+        self.rank = 0
+        self.num_seats = 0
+        # The seats in use lie in first..end; None when every token is the base's.
+        self.first = self.end = 1
+        self.is_idle = True
+        # Changes when another part of the seats is used, or the seats themselves have changed.
+        self.range: tuple[int, int, int, int] = (1, 1, 0, 0)
+        self._seats_T = torch.zeros(0, dtype=torch.long)
+        self._is_one_seat = False
+        self._mask_TR: Tensor | None = None
+
+    def begin(self, seats_T: Tensor) -> None:
+        """Set the seat of each token of the coming step."""
+        found = set(seats_T.tolist())
+        used = sorted(found - {0})
+        self._mask_TR = None
+        self.is_idle = not used
+        if used:
+            self._seats_T = seats_T
+            self._is_one_seat = len(found) == 1
+            self.first, self.end = used[0], used[-1] + 1
+            self.range = (self.first, self.end, self.num_seats, self.rank)
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """(T, seats · R) of zeros and ones, the same for every layer; None when all have the one seat."""
+        if self._is_one_seat:
+            return None
+        if self._mask_TR is None:
+            seats_T = self._seats_T
+            seat_E = torch.arange(self.first, self.end)
+            mask_TE = (seats_T[:, None] == seat_E).to(device=like.device, dtype=like.dtype)
+            self._mask_TR = mask_TE.repeat_interleave(self.rank, dim=1)
+        return self._mask_TR
+
+
+class MixedLinear(nn.Module):
+    """A linear layer with the updates of all seats beside it; without any it is the layer itself."""
+
+    def __init__(self, inner: nn.Module, mix: Mix) -> None:
+        super().__init__()
+        self.inner, self._mix = inner, mix
+        weight = inner.weight
+        assert isinstance(weight, Tensor)
+        self._weight = weight
+        self.a_ERI: Tensor | None = None
+        self.b_ERO: Tensor | None = None
+        # The part of both that the steps of now use, cut out once: 48 layers ask in every step.
+        self._range: tuple[int, int, int, int] | None = None
+        self._a_IR = self._b_RO = torch.empty(0)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: model code may ask for its type."""
+        return self._weight
+
+    def place(self, seat: int, update: Update | None) -> None:
+        """Seat an update; None empties the seat."""
+        self._range = None
+        if update is None:
+            if self.a_ERI is not None and self.b_ERO is not None and seat < len(self.a_ERI):
+                self.b_ERO[seat] = 0
+            return
+        features = update.a_RI.shape[1], update.b_OR.shape[0]
+        self.a_ERI = self._roomy(self.a_ERI, features[0])
+        self.b_ERO = self._roomy(self.b_ERO, features[1])
+        self.a_ERI[seat], self.b_ERO[seat] = 0, 0
+        self.a_ERI[seat, : update.rank] = update.a_RI.to(self.a_ERI)
+        self.b_ERO[seat, : update.rank] = (update.b_OR.float() * update.scaling).t().to(self.b_ERO)
+
+    def _roomy(self, old: Tensor | None, features: int) -> Tensor:
+        """The tensor of all seats, made or grown to the seats and the rank of now."""
+        shape = (self._mix.num_seats, self._mix.rank, features)
+        if old is not None and tuple(old.shape) == shape:
+            return old
+        new = torch.zeros(shape, dtype=self._weight.dtype, device=self._weight.device)
+        if old is not None:
+            new[: old.shape[0], : old.shape[1]] = old
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        mix = self._mix
+        if mix.is_idle or self.a_ERI is None:
+            return y
+        if self._range != mix.range:
+            self._cut_out()
+        u_TR = x.view(-1, x.shape[-1]) @ self._a_IR
+        mask_TR = mix.mask(u_TR)
+        if mask_TR is not None:
+            u_TR *= mask_TR
+        y.view(-1, y.shape[-1]).addmm_(u_TR, self._b_RO)
+        return y
+
+    def _cut_out(self) -> None:
+        assert self.a_ERI is not None
+        assert self.b_ERO is not None
+        mix = self._mix
+        self.a_ERI = self._roomy(self.a_ERI, self.a_ERI.shape[2])
+        self.b_ERO = self._roomy(self.b_ERO, self.b_ERO.shape[2])
+        self._a_IR = self.a_ERI[mix.first : mix.end].flatten(0, 1).t()
+        self._b_RO = self.b_ERO[mix.first : mix.end].flatten(0, 1)
+        self._range = mix.range
+
+
+class MixedLayers:
+    """The mixed layers of one model, put in the places of its linear layers and taken out again."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.mix = Mix()
+        self._model = model
+        self._layers = {name: MixedLinear(module, self.mix) for name, module in linear_layers(model).items()}
+        for name, layer in self._layers.items():
+            _put(model, name, layer)
+
+    def remove(self) -> None:
+        """The model as it was."""
+        for name, layer in self._layers.items():
+            _put(self._model, name, layer.inner)
+
+    def check(self, weights: AdapterWeights, where: str) -> None:
+        """Raise `AdapterError` for an adapter that cannot be mixed or does not fit the model."""
+        if weights.uses_dora:
+            raise AdapterError(
+                "an adapter with DoRA cannot share a batch with others",
+                where=where,
+                why="its magnitudes scale the base's own weights",
+                do="merge it into the base: phinetune adapter merge",
+            )
+        check_layers({name: layer.inner for name, layer in self._layers.items()}, weights, where)
+
+    def place(self, seat: int, weights: Mapping[str, Update]) -> None:
+        """Seat an adapter's updates; layers it does not have are emptied there."""
+        self.mix.num_seats = max(self.mix.num_seats, seat + 1)
+        self.mix.rank = max([self.mix.rank, *(update.rank for update in weights.values())])
+        for name, layer in self._layers.items():
+            layer.place(seat, weights.get(name))
+
+    def empty(self, seat: int) -> None:
+        """Nobody sits here any more."""
+        for layer in self._layers.values():
+            layer.place(seat, None)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent_name, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent_name), child, module)

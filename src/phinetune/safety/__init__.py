@@ -1,0 +1,1 @@
+"""What may be asked and answered: the content filter. Knows nothing of engines, service or terminals."""

@@ -25,7 +25,8 @@ TURN, END = "<|turn|>", "<|end|>"
 # Templates with the variables of the real ones, and texts of our own.
 GRANITE = (
     "{{ '<|turn|>Risk: ' + guardian_config['risk_name'] + '. ' }}"
-    "{{ guardian_config['risk_definition'] or '' }}{{ ' Text: ' + messages[-1]['content'] + '<|end|>' }}{% if add_generation_prompt %}<|turn|>{% endif %}"
+    "{{ guardian_config['risk_definition'] or '' }}{{ ' Text: ' + messages[-1]['content'] + '<|end|>' }}"
+    "{% if add_generation_prompt %}<|turn|>{% endif %}"
 )
 SHIELD = (
     "{{ '<|turn|>' }}{% if guideline is defined %}{{ guideline }}{% else %}{{ raise_exception('which?') }}"

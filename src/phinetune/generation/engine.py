@@ -317,7 +317,7 @@ class Engine:
         # transformers chooses the factors of LongRoPE by the longest position of a forward pass.
         border = (self._base.longrope_limit or 0) if is_long else 0
         if self._layers:
-            self._layers.mix.begin(torch.tensor(seats + [0] * filling))
+            self._layers.mix.begin(seats + [0] * filling)
         device = self._base.device
         out = self._base.model.get_decoder()(
             input_ids=torch.tensor([ids + [0] * filling], device=device),

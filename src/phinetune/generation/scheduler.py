@@ -78,7 +78,7 @@ class WaitingLines:
 
 
 def chunks(rows: Sequence[Row], tokens_per_step: int) -> list[tuple[Row, int]]:
-    """Each row with the number of its ids that the coming step computes; decoding rows first.
+    """Each row with the number of its ids that the coming step computes: decoding rows, short, long chunks.
 
     The order of `rows` is their age. A row that finds no room in the budget waits for the next step.
     """
@@ -90,4 +90,4 @@ def chunks(rows: Sequence[Row], tokens_per_step: int) -> list[tuple[Row, int]]:
         if missing > 1 and left:
             parts.append((row, min(missing, left)))
             left -= parts[-1][1]
-    return singles + parts
+    return singles + sorted(parts, key=lambda part: part[1])

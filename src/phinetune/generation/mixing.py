@@ -20,6 +20,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from phinetune.base.errors import AdapterError
 from phinetune.lora.attach import linear_layers
@@ -55,6 +56,9 @@ class Mix:
         # The seats in use lie in first..end; None when every token is the base's.
         self.first = self.end = 1
         self.is_idle = True
+        # The seat whose adapter the layers hold merged, and whether the step is all its own.
+        self.merged_seat = 0
+        self.is_merged = False
         # Changes when another part of the seats is used, or the seats themselves have changed.
         self.range: tuple[int, int, int, int] = (1, 1, 0, 0)
         # The tokens that share a product come first, then the long runs.
@@ -64,9 +68,13 @@ class Mix:
         self._is_one_seat = False
         self._mask_TR: Tensor | None = None
 
-    def begin(self, seats: Sequence[int]) -> None:
-        """Set the seat of each token of the coming step."""
+    def begin(self, seats: Sequence[int], num_filling: int = 0) -> None:
+        """Set the seat of each token of the coming step; tokens that fill it up come last and have none."""
+        self.is_merged = bool(self.merged_seat) and set(seats) == {self.merged_seat}
+        if self.is_merged:
+            return
         self._mask_TR = None
+        seats = [*seats, *[0] * num_filling]
         self.num_shared, self.runs = _divided(seats)
         found = set(seats[: self.num_shared])
         used = sorted(found - {0})
@@ -124,6 +132,7 @@ class MixedLinear(nn.Module):
         # The part of both that the steps of now use, cut out once: 48 layers ask in every step.
         self._range: tuple[int, int, int, int] | None = None
         self._a_IR = self._b_RO = torch.empty(0)
+        self._merged_OI: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -154,9 +163,26 @@ class MixedLinear(nn.Module):
             new[: old.shape[0], : old.shape[1]] = old
         return new
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the merged weight, if there was one."""
+        return self._weight.nbytes if self.b_ERO is not None else 0
+
+    def merge(self, seat: int) -> None:
+        """Hold the weight with this seat's update added in float32; 0: hold none."""
+        self._merged_OI = None
+        if seat and self.a_ERI is not None and self.b_ERO is not None:
+            weight_OI = self._weight if isinstance(self.inner, nn.Linear) else self._weight.t()
+            update_OI = self.b_ERO[seat].t().float() @ self.a_ERI[seat].float()
+            self._merged_OI = (weight_OI.float() + update_OI).to(self._weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.inner(x)
         mix = self._mix
+        if mix.is_merged and self._merged_OI is not None:
+            return linear(x, self._merged_OI, self.inner.bias)  # type: ignore[arg-type]
+        y: Tensor = self.inner(x)
+        if mix.is_merged:
+            return y
         if mix.is_idle or self.a_ERI is None:
             return y
         if self._range != mix.range:
@@ -214,13 +240,30 @@ class MixedLayers:
 
     def place(self, seat: int, weights: Mapping[str, Update]) -> None:
         """Seat an adapter's updates; layers it does not have are emptied there."""
+        self.separate()
         self.mix.num_seats = max(self.mix.num_seats, seat + 1)
         self.mix.rank = max([self.mix.rank, *(update.rank for update in weights.values())])
         for name, layer in self._layers.items():
             layer.place(seat, weights.get(name))
 
+    def merge(self, seat: int, most_bytes: int) -> None:
+        """Hold this seat's adapter merged too, if that takes no more than so many bytes."""
+        is_small = sum(layer.num_bytes for layer in self._layers.values()) <= most_bytes
+        if is_small and self.mix.merged_seat != seat:
+            for layer in self._layers.values():
+                layer.merge(seat)
+            self.mix.merged_seat = seat
+
+    def separate(self) -> None:
+        """Give merged weights back."""
+        if self.mix.merged_seat:
+            for layer in self._layers.values():
+                layer.merge(0)
+            self.mix.merged_seat, self.mix.is_merged = 0, False
+
     def empty(self, seat: int) -> None:
         """Nobody sits here any more."""
+        self.separate()
         for layer in self._layers.values():
             layer.place(seat, None)
 

@@ -21,6 +21,9 @@ class Limits:
 
     A step computes at most `tokens_per_step` tokens, of at most `max_rows` rows; all rows together may hold
     `cache_tokens` keys and values, each as many as the longest; `max_waiting` requests wait at most.
+    While one adapter alone is loaded its steps go through merged weights, a copy of the adapted layers, where
+    these take no more than `merged_bytes`. 0 never merges: in bfloat16 a merged weight is rounded, so that a
+    row's numbers would depend on which adapters are loaded.
     """
 
     max_rows: int = 32
@@ -30,6 +33,7 @@ class Limits:
     max_seats: int = 16
     max_resident: int = 64
     prefix_cache_bytes: int = 256 << 20
+    merged_bytes: int = 0
 
 
 class WaitingLines:

@@ -65,6 +65,25 @@ def test_an_adapter_goes_through_every_form_and_back(
     assert all((again.updates[name].b_OR == update.b_OR).all() for name, update in first.updates.items())
 
 
+def test_what_a_reader_must_be_told_is_told_and_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from made_up_adapters import made_up
+
+    from phinetune.lora.forms import write_adapter
+
+    write_adapter(made_up("gpt2", alpha=8.0), tmp_path / "gpt2", "peft")
+    told = as_json(capsys, "convert", tmp_path / "gpt2", tmp_path / "a.pt", "--to", "loralib")["told"]
+    assert told == "lora_alpha=8, fan_in_fan_out=True"
+    assert run("convert", tmp_path / "gpt2", tmp_path / "b.pt", "--to", "loralib") == 0
+    assert f"check {tmp_path / 'b.pt'} --alpha 8 --fan-in-fan-out" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    as_json(capsys, "convert", tmp_path / "a.pt", tmp_path / "back", "--alpha", "8", "--fan-in-fan-out")
+    configs = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("gpt2", "back")]
+    assert configs[0]["fan_in_fan_out"] is configs[1]["fan_in_fan_out"] is True
+
+
 def test_layouts_are_converted_by_the_bases_config(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

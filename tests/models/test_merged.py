@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
-from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError
+from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, ModelError, UserError
 from phinetune.lora.fusing import fuse, split
 from phinetune.models.catalog import weights_sha256
 from phinetune.models.merged import check_fit, merge, model_type_of, part_sizes
@@ -44,6 +44,25 @@ def test_the_merged_model_answers_as_the_adapter(tmp_path, name):
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
     changes = {name: update.delta_OI().abs().max() for name, update in weights.updates.items()}
     assert max(report.weight_change.values()) == pytest.approx(float(max(changes.values())), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "says_transposed"), [("gpt2", False), ("llama", True)])
+def test_which_way_a_weight_lies_is_read_from_the_base_not_from_the_adapter(tmp_path, name, says_transposed):
+    targets = ("c_attn", "c_proj") if name == "gpt2" else ("q_proj", "k_proj")  # square ones among them
+    weights = free(made_up(name, targets=targets))
+    wrong = replace(weights, is_transposed=says_transposed)
+    report = merge(wrong, str(base_folder(tmp_path, name)), tmp_path / "merged", where="x")
+    assert report.logit_error < 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits_with(weights, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_of_an_unknown_architecture_is_refused(tmp_path):
+    base = base_folder(tmp_path, "phi3")
+    (base / "config.json").write_text('{"model_type": "made-up"}')
+    with pytest.raises(ModelError, match="architecture is not known"):
+        merge(free(made_up("phi3")), str(base), tmp_path / "merged", where="x")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_shards_are_merged_one_by_one_and_keep_their_index(tmp_path):

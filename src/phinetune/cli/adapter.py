@@ -50,20 +50,31 @@ Merged = Annotated[
         show_default=False,
     ),
 ]
+FanInFanOut = Annotated[
+    bool, typer.Option("--fan-in-fan-out", help="The loralib layers keep their weight as (in, out).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 
 
 @adapter_app.command()
-def show(place: Place, alpha: Alpha = None, merged: Merged = None, json: Json = False) -> None:
+def show(
+    place: Place,
+    alpha: Alpha = None,
+    merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
+    json: Json = False,
+) -> None:
     """Show what an adapter holds: layers, ranks, scales, parameters and which base it belongs to."""
     from phinetune.cli.adapter_view import adapter_record, show_adapter
 
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     if json:
         console.print_json(adapter_record(found.weights, found.form, found.path))
         return
     show_adapter(found.weights, found.form, found.path)
-    console.next_commands(f"phinetune adapter check {shlex.quote(str(place))}{told_options(alpha, merged)}")
+    console.next_commands(
+        f"phinetune adapter check {shlex.quote(str(place))}{told_options(alpha, merged, fan_in_fan_out)}"
+    )
 
 
 @adapter_app.command()
@@ -85,6 +96,7 @@ def convert(
     base: BaseName = None,
     alpha: Alpha = None,
     merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
     json: Json = False,
 ) -> None:
     """Write an adapter in another form or layout; exact, but for --rank. Fusing folds as --fold."""
@@ -93,7 +105,7 @@ def convert(
 
     form = form_named(to)
     choice("--layout", layout, LAYOUTS)
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     weights, losses = found.weights, None
     if layout:
         weights = laid_out(weights, layout, base, str(place))
@@ -111,7 +123,7 @@ def convert(
         console.say(f"tell     whoever loads it: {told}")
     if loss is not None:
         console.say(f"lost     at most {loss:.2%} of the size of one layer's update")
-    options = told_options(alpha_told(told), merged) if told else ""
+    options = told_options(alpha_told(told), merged, found.weights.is_transposed) if told else ""
     console.next_commands(f"phinetune adapter check {shlex.quote(str(out))}{options}")
 
 
@@ -126,6 +138,7 @@ def merge(
     force_base: ForceBase = False,
     alpha: Alpha = None,
     merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
     json: Json = False,
 ) -> None:
     """Write the base with the adapter in its weights, and measure what that changed."""
@@ -139,7 +152,7 @@ def merge(
             why="the base that the adapter names does not have it in",
             do="name the merged model: --base MODEL",
         )
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     name = base_of(found.weights, base, str(place))
     console.note(f"plan     {len(found.weights.updates)} layers of {name}, one shard at a time", style="dim")
     report = merge_into(found.weights, name, out, where=str(place), subtract=subtract, force_base=force_base)
@@ -178,7 +191,7 @@ def add(
     from phinetune.lora.forms import write_adapter
 
     choice("--method", method, METHODS)
-    adapters = [read(place, None, None).weights for place in places]
+    adapters = [read(place, None, None, False).weights for place in places]
     factors = factor or [1.0] * len(adapters)
     total = (linear if method == "linear" else concatenated)(adapters, factors)
     if method == "svd" and not rank:
@@ -198,6 +211,7 @@ def check(
     force_base: ForceBase = False,
     alpha: Alpha = None,
     merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
     json: Json = False,
 ) -> None:
     """Check that an adapter is sound and fits its base, and say which engines will run it."""
@@ -205,7 +219,7 @@ def check(
     from phinetune.lora.servability import is_separate_on_fused, servability
     from phinetune.models.merged import check_fit, model_type_of
 
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     name = base or found.weights.base_name
     fits, model_type, misfit = False, "", None
     if base or is_here(name):

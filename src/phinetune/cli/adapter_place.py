@@ -32,7 +32,7 @@ class Found:
     told: Told
 
 
-def read(place: Path, alpha: float | None, merged: list[str] | None) -> Found:
+def read(place: Path, alpha: float | None, merged: list[str] | None, fan_in_fan_out: bool) -> Found:
     """The adapter at a path or of a run; raises `UserError` naming what is wrong with it."""
     from phinetune.lora.forms import Told, form_of, read_adapter
     from phinetune.lora.loralib_format import MergedParts
@@ -48,16 +48,17 @@ def read(place: Path, alpha: float | None, merged: list[str] | None) -> Found:
                 where="--merged",
                 do="write the layer's name, =, and the outputs of each part: qkv_proj=64,-64,64",
             ) from None
-    told = Told(alpha=alpha, merged=parts)
+    told = Told(alpha=alpha, merged=parts, fan_in_fan_out=fan_in_fan_out)
     path = adapter_path(place)
     return Found(weights=read_adapter(path, told), form=form_of(path), path=path, told=told)
 
 
-def told_options(alpha: float | None, merged: list[str] | None) -> str:
+def told_options(alpha: float | None, merged: list[str] | None, fan_in_fan_out: bool) -> str:
     """The options that tell a command again what a state dict of loralib does not say."""
     words = ["--alpha", f"{alpha:g}"] if alpha is not None else []
     for text in merged or []:
         words += ["--merged", text]
+    words += ["--fan-in-fan-out"] if fan_in_fan_out else []
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 

@@ -80,6 +80,7 @@ class Model:
         weights = read_adapter(adapter) if isinstance(adapter, Path) else adapter
         difference = base_difference(weights, self.base.sha256) if force_base else ""
         self.engine.load(name, weights.for_any_base() if force_base else weights)
+        self.forced.pop(name, None)
         if difference:
             self.forced[name] = difference
 

@@ -46,6 +46,10 @@ class _Facts:
         return not settings.use_rslora and not settings.alpha_pattern
 
     @property
+    def is_transposed(self) -> bool:
+        return self.weights.is_transposed or self.model_type == "gpt2"
+
+    @property
     def has_fused(self) -> bool:
         return any(fusion.fused in self.weights.target_modules for fusion in FUSIONS)
 
@@ -71,7 +75,7 @@ def _vllm(facts: _Facts) -> Verdict:
     rank = max(update.rank for update in weights.updates.values())
     if weights.uses_dora:
         return Verdict(engine=engine, answer="no", why="it refuses DoRA", do=_MERGE)
-    if weights.is_transposed:
+    if facts.is_transposed:
         return Verdict(engine=engine, answer="no", why="its GPT-2 takes no adapters", do=_MERGE)
     if rank > VLLM_RANKS[-1]:
         why = f"the rank is {rank}, the greatest it takes is {VLLM_RANKS[-1]}"
@@ -131,7 +135,7 @@ def _ollama(facts: _Facts) -> Verdict:
 def _gguf_fault(engine: str, facts: _Facts) -> Verdict | None:
     if facts.weights.uses_dora:
         return Verdict(engine=engine, answer="no", why="its converter ignores DoRA", do=_MERGE)
-    if facts.weights.is_transposed:
+    if facts.is_transposed:
         return Verdict(
             engine=engine, answer="no", why="its converter turns GPT-2's updates the wrong way", do=_MERGE
         )

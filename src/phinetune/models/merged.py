@@ -26,6 +26,7 @@ from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
 from phinetune.models.catalog import find_model, weight_files, weights_sha256
 from phinetune.models.loading import load_base
+from phinetune.models.transposed import transposed_layers
 from phinetune.models.unmerging import greatest_difference, measured_difference, original_of
 
 _BESIDE = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
@@ -79,6 +80,7 @@ def merge(
     else:
         check_base(weights, where=where, base_sha256=weights_sha256(folder))
     places = _places(weights, folder, where)
+    transposed = transposed_layers(folder)
     require_free_space(
         out.parent, sum(path.stat().st_size for path in weight_files(folder)), "a merged model"
     )
@@ -91,7 +93,7 @@ def merge(
                 name = places[key]
                 update = _signed(weights.updates[name], subtract)
                 before = tensors[key]
-                tensors[key], change, error = _merged(before, update, weights.is_transposed)
+                tensors[key], change, error = _merged(before, update, name in transposed)
                 if subtract:
                     furthest = max(furthest, greatest_difference(before, tensors[key]))
                 changes[last(name)] = max(changes.get(last(name), 0.0), change)
@@ -149,6 +151,7 @@ def check_fit(weights: AdapterWeights, base: str, *, where: str, force_base: boo
 
 def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
     """The tensor of the base that each update belongs to: tensor name to module path."""
+    transposed = transposed_layers(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in weight_files(folder):
         with safe_open(shard, framework="pt") as file:
@@ -165,7 +168,7 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
                 why=f"the nearest weight of the base is '{nearest(candidates[0], shapes)}'",
                 do=_how_to_fit(name, shapes, where),
             )
-        shape = shapes[key][::-1] if weights.is_transposed else shapes[key]
+        shape = shapes[key][::-1] if name in transposed else shapes[key]
         if shape != (update.out_features, update.in_features):
             raise IncompatibleLowRankAdapter(
                 f"the update of '{name}' has the wrong shape",

@@ -238,6 +238,14 @@ def test_a_change_written_into_a_merged_weight_stays():
     close(layer.train().weight, base + 1)
 
 
+def test_a_tensor_put_in_the_place_of_a_merged_weight_does_not_outlast_the_merge():
+    layer = stirred(ours.Linear(12, 7, r=3))
+    base = layer.weight.clone()
+    layer.eval()
+    layer.weight.data = torch.zeros(7, 12)
+    assert torch.equal(layer.train().weight, base)
+
+
 def test_a_merged_layer_can_be_copied_and_moved_to_another_type():
     layer = stirred(ours.Linear(12, 7, r=3))
     base = layer.weight.clone()

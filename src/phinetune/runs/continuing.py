@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ def read_beginning(place: Path) -> Beginning:
             do="name a finished run, or an adapter as a PEFT directory (see 'phinetune adapter convert')",
         )
     weights = read_peft(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise AdapterError(
+            "training goes on from safetensors alone",
+            where=str(folder),
+            why=f"{WEIGHTS_FILE} is not in it",
+            do=f"phinetune adapter convert {shlex.quote(str(folder))} NEW, and go on from that",
+        )
     return Beginning(folder=folder.resolve(), weights=weights, lineage=_lineage(folder, weights.metadata))
 
 

@@ -210,6 +210,17 @@ def test_concatenation_is_the_exact_sum_of_different_ranks_and_layers():
         torch.testing.assert_close(update.delta_OI(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("add", [concatenated, linear])
+def test_a_sum_belongs_to_the_base_and_to_no_run(add):
+    nameless = replace(made_up("phi3"), metadata={"run_id": "a", "step": "3"}, base_name="")
+    other = replace(
+        made_up("phi3", seed=1), metadata={"base_sha256": "b" * 64, "run_id": "b", "lineage": "[]"}
+    )
+    total = add([nameless, other], [1.0, 1.0])
+    assert total.metadata == {"base_sha256": "b" * 64}
+    assert total.base_name == "the base"
+
+
 def test_a_cut_to_a_rank_is_the_best_there_is_and_says_what_it_loses():
     weights = concatenated([made_up("phi3", seed=seed) for seed in range(3)], [1.0, 1.0, 1.0])
     cut, losses = reranked(weights, 4)

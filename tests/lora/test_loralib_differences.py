@@ -29,6 +29,15 @@ def test_convolutions_of_any_width_have_a_fitting_update(name, groups):
     base = copy.deepcopy(layer.conv)
     base.weight.data += layer.delta()
     close(out, base(x))
+    # Gradients are those of the dense weight W + s · B A.
+    a, b = (p.detach().clone().requires_grad_() for p in (layer.lora_A, layer.lora_B))
+    weight = layer.conv.weight.detach() + layer.scaling * (b @ a).view(layer.conv.weight.shape)
+    dense = layer.conv._conv_forward(x, weight, layer.conv.bias)
+    direction = torch.linspace(-0.1, 0.1, out.numel()).view(out.shape)
+    (dense * direction).sum().backward()
+    (out * direction).sum().backward()
+    torch.testing.assert_close(layer.lora_A.grad, a.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.lora_B.grad, b.grad, rtol=1e-5, atol=1e-6)
     close(layer.eval()(x), out)
 
 
@@ -130,7 +139,7 @@ def test_unequal_parts_are_the_same_as_separate_layers(enabled, fan_in_fan_out):
         iter(layer.lora_B.split([s for s, on in zip(sizes, enabled, strict=True) if on])),
     )
     x = some_input("Linear")
-    expected = []
+    expected, separate = [], []
     for size, on, weight, bias in zip(
         sizes,
         enabled,
@@ -141,10 +150,17 @@ def test_unequal_parts_are_the_same_as_separate_layers(enabled, fan_in_fan_out):
         part = ours.Linear(12, size, r=2 * on, lora_alpha=6)
         part.weight.data, part.bias.data = weight.data.clone(), bias.data.clone()
         if on:
-            part.lora_A.data, part.lora_B.data = next(parts_a).data, next(parts_b).data
+            part.lora_A.data, part.lora_B.data = next(parts_a).data.clone(), next(parts_b).data.clone()
+            separate.append(part)
         expected.append(part(x))
-    close(layer(x), torch.cat(expected, -1))
-    close(layer.eval()(x), torch.cat(expected, -1))
+    out, whole = layer(x), torch.cat(expected, -1)
+    close(out, whole)
+    direction = torch.linspace(-0.1, 0.1, out.numel()).view(out.shape)
+    (out * direction).sum().backward()
+    (whole * direction).sum().backward()
+    close(layer.lora_A.grad, torch.cat([part.lora_A.grad for part in separate]))
+    close(layer.lora_B.grad, torch.cat([part.lora_B.grad for part in separate]))
+    close(layer.eval()(x), whole)
 
 
 @pytest.mark.parametrize("splits", [None, [12, 4], [12, 4, 5]])

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from phinetune.base.errors import AdapterError
 from phinetune.lora.weights import AdapterWeights, Update
 
+_OF_BASE = ("base_sha256", "base_name")
+
 
 def concatenated(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
     """Σ factor · s · B A, exactly: the ranks add up. PEFT calls it `cat`."""
     updates = {name: _cat(found, weights) for name, found, weights in _by_layer(adapters, factors)}
-    return adapters[0].with_updates(updates)
+    return _sum_of(adapters, updates)
 
 
 def linear(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
@@ -39,7 +42,7 @@ def linear(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> Adap
         ]
         parts_b = [abs(s) ** 0.5 * u.b_OR.float() for s, u in zip(scales, found, strict=True)]
         updates[name] = Update(a_RI=_sum(parts_a), b_OR=_sum(parts_b), scaling=1.0)
-    return adapters[0].with_updates(updates)
+    return _sum_of(adapters, updates)
 
 
 def reranked(weights: AdapterWeights, rank: int) -> tuple[AdapterWeights, Mapping[str, float]]:
@@ -64,6 +67,15 @@ def reranked(weights: AdapterWeights, rank: int) -> tuple[AdapterWeights, Mappin
         total = sizes.square().sum()
         losses[name] = float((sizes[kept:].square().sum() / total).sqrt()) if total else 0.0
     return weights.with_updates(updates), losses
+
+
+def _sum_of(adapters: Sequence[AdapterWeights], updates: Mapping[str, Update]) -> AdapterWeights:
+    """A sum belongs to the base of its parts, and is no longer what one run trained."""
+    metadata: dict[str, str] = {}
+    for adapter in adapters:
+        metadata = {key: adapter.metadata[key] for key in _OF_BASE if key in adapter.metadata} | metadata
+    base_name = next((adapter.base_name for adapter in adapters if adapter.base_name), "")
+    return replace(adapters[0].with_updates(updates), metadata=metadata, base_name=base_name)
 
 
 def _by_layer(

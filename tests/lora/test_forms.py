@@ -222,6 +222,22 @@ def test_loralibs_file_as_safetensors_is_read_too(tmp_path):
     assert read_adapter(tmp_path / "x.safetensors", Told(alpha=4.0)).updates["fc"].scaling == 2.0
 
 
+def test_loralibs_names_are_written_without_a_pickle_where_the_name_says_so(tmp_path):
+    weights = made_up("phi3")
+    assert write_adapter(weights, tmp_path / "x.safetensors", "loralib") == "lora_alpha=8"
+    assert form_of(tmp_path / "x.safetensors") == "loralib"
+    assert same_tensors(read_adapter(tmp_path / "x.safetensors", TOLD), weights)
+    write_adapter(weights, tmp_path / "x.pt", "loralib")
+    assert load_file(tmp_path / "x.safetensors").keys() == read_torch_archive(tmp_path / "x.pt").keys()
+
+
+def test_a_single_file_is_named_so_that_it_is_known_again(tmp_path):
+    with pytest.raises(UserError, match="not be known by this name") as caught:
+        write_adapter(made_up("phi3"), tmp_path / "adapter", "single")
+    assert caught.value.do.endswith("adapter.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_loralib_does_not_say_must_be_told(tmp_path):
     model = stirred(Attention([True, False, True]))
     torch.save(loralib.lora_state_dict(model), tmp_path / "x.pt")

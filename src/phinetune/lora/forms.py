@@ -34,6 +34,7 @@ from phinetune.lora.weights import AdapterWeights
 
 Form = Literal["peft", "single", "loralib", "mlx"]
 FORMS: tuple[Form, ...] = get_args(Form)
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def form_of(path: Path) -> Form:
     """The form of a file or folder. Raises `AdapterError` when it is none that is known."""
     if path.is_dir():
         return "mlx" if "fine_tune_type" in _config(path) else "peft"
-    if path.suffix == ".safetensors":
+    if path.suffix == SAFETENSORS:
         return "single" if _has_settings(read_header(path)) else "loralib"
     if path.is_file() and (zipfile.is_zipfile(path) or path.suffix in (".pt", ".pth", ".bin")):
         return "loralib"
@@ -71,7 +72,7 @@ def read_adapter(path: Path, told: Told | None = None) -> AdapterWeights:
         return read_mlx(path, _config(path))
     if form == "single":
         return _read_single(path)
-    tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_torch_archive(path)
+    tensors = read_tensors(path)[0] if path.suffix == SAFETENSORS else read_torch_archive(path)
     if told.alpha is None:
         raise AdapterError(
             "alpha is not known",
@@ -95,6 +96,12 @@ def write_adapter(weights: AdapterWeights, path: Path, form: Form, told: Told | 
     """
     if path.exists() or path.is_symlink():
         raise UserError("something is there already", where=str(path), do="name a new file or folder")
+    if form == "single" and path.suffix != SAFETENSORS:
+        raise UserError(
+            "a single file would not be known by this name",
+            where=str(path),
+            do=f"name it {path.with_name(path.name + SAFETENSORS)}",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if form == "peft":
         with committed_dir(path, has_manifest=False) as folder:
@@ -106,7 +113,10 @@ def write_adapter(weights: AdapterWeights, path: Path, form: Form, told: Told | 
         _write_single(weights, path)
     else:
         tensors, alpha = to_loralib(weights, where=str(path), merged=(told or Told()).merged)
-        write_torch_archive(path, tensors)
+        if path.suffix == SAFETENSORS:
+            write_atomically(path, save(tensors, {"format": "pt"}))
+        else:
+            write_torch_archive(path, tensors)
         return f"lora_alpha={alpha:g}" + (", fan_in_fan_out=True" if weights.is_transposed else "")
     return ""
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from phinetune.base.errors import AdapterError
 from phinetune.lora.attach import linear_layers
 from phinetune.lora.files import check_layers
+from phinetune.lora.frozen import kind_of
 from phinetune.lora.weights import AdapterWeights, Update
 
 
@@ -71,9 +72,7 @@ class MixedLinear(nn.Module):
     def __init__(self, inner: nn.Module, mix: Mix) -> None:
         super().__init__()
         self.inner, self._mix = inner, mix
-        weight = inner.weight
-        assert isinstance(weight, Tensor)
-        self._weight = weight
+        self._dtype, self._device = kind_of(inner)
         self.a_ERI: Tensor | None = None
         self.b_ERO: Tensor | None = None
         # The part of both that the steps of now use, cut out once: 48 layers ask in every step.
@@ -83,7 +82,9 @@ class MixedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen weight: model code may ask for its type."""
-        return self._weight
+        weight = self.inner.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def place(self, seat: int, update: Update | None) -> None:
         """Seat an update; None empties the seat."""
@@ -104,7 +105,7 @@ class MixedLinear(nn.Module):
         shape = (self._mix.num_seats, self._mix.rank, features)
         if old is not None and tuple(old.shape) == shape:
             return old
-        new = torch.zeros(shape, dtype=self._weight.dtype, device=self._weight.device)
+        new = torch.zeros(shape, dtype=self._dtype, device=self._device)
         if old is not None:
             new[: old.shape[0], : old.shape[1]] = old
         return new

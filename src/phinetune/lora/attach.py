@@ -17,6 +17,7 @@ from torch import nn
 
 from phinetune.base.errors import SettingsError, nearest
 from phinetune.base.seeds import derive
+from phinetune.lora.frozen import is_linear
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
 
@@ -177,7 +178,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
+        if is_linear(module) and module is not head
     }
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, nearest
 from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
+from phinetune.lora.frozen import features
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 from phinetune.lora.tensor_file import read_header
 from phinetune.lora.weights import AdapterWeights, Update
@@ -117,10 +118,7 @@ def check_layers(linears: Mapping[str, nn.Module], weights: AdapterWeights, wher
                 why=f"the nearest layer of the base is '{nearest(name, linears)}'",
                 do="load the adapter on the base it was trained on",
             )
-        layer = linears[name]
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        expected = tuple(weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1])
+        expected = features(linears[name])
         if (update.out_features, update.in_features) != expected:
             raise IncompatibleLowRankAdapter(
                 f"the update of '{name}' has the wrong shape",

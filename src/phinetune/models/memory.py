@@ -10,9 +10,11 @@ import sys
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from phinetune.models.loading import Base
 from phinetune.models.loss import CHUNK_ENTRIES
+from phinetune.models.quantized import CPU_TILE_WEIGHTS, GPU_TILE_WEIGHTS, QuantizedLinear
 
 # What a process holds before any model: interpreter, torch, transformers and thread arenas.
 PROCESS_BYTES = 420e6
@@ -39,7 +41,7 @@ def forecast_bytes(base: Base, num_adapter_parameters: int, shape: StepShape) ->
     item = torch.finfo(base.dtype).bits // 8
     tokens = shape.num_tokens
 
-    weights = base.num_parameters * item
+    weights = weight_bytes(base.model)
     adapter = num_adapter_parameters * 4 * 4  # weights, gradient, two moments
     # Two norms keep x in float32 and its scaled copy; attention keeps q, k, v and its output twice;
     # the gated MLP keeps both halves, the activation and the product.
@@ -54,8 +56,20 @@ def forecast_bytes(base: Base, num_adapter_parameters: int, shape: StepShape) ->
     vocab = base.vocab_size
     chunk = min(CHUNK_ENTRIES, shape.num_trained_tokens * vocab) * (2 * 4 + item)
     working = tokens * (2 * inter + 4 * hidden) * (item + 4)
+    if base.quantize != "none":
+        largest = CPU_TILE_WEIGHTS if base.device.type == "cpu" else GPU_TILE_WEIGHTS
+        working += largest * (item + 1)
     process = PROCESS_BYTES if base.device.type == "cpu" else 0.0
     return int(process + weights + adapter + activations + max(chunk, working))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """The bytes of a model's frozen weights as they are kept, quantised ones among them."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    codes = [
+        code for layer in model.modules() if isinstance(layer, QuantizedLinear) for code in layer.buffers()
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*frozen, *codes))
 
 
 def peak_bytes(device: torch.device) -> int:

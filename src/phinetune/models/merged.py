@@ -23,7 +23,7 @@ from phinetune.lora.files import load_weights
 from phinetune.lora.fusing import GATE_UP, QKV
 from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
-from phinetune.models.catalog import find_model, weight_files, weights_sha256
+from phinetune.models.catalog import find_model, refuse_quantized_files, weight_files, weights_sha256
 from phinetune.models.loading import load_base
 
 _BESIDE = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
@@ -52,9 +52,13 @@ def merge(
 ) -> MergeReport:
     """Write the folder `out`: the base with the adapter in it, or with `subtract` without it.
 
-    Raises `IncompatibleLowRankAdapter` when the adapter is not of this base; nothing is written then.
+    The base is the one of the files, in its original precision, also for an adapter that was trained on a
+    quantised one: codes of a merged weight would be rounded a second time. Raises `ModelError` when the
+    files themselves are quantised, `IncompatibleLowRankAdapter` when the adapter is not of this base;
+    nothing is written then.
     """
     folder = find_model(base)
+    refuse_quantized_files(folder)
     if out.exists():
         raise UserError("something is there already", where=str(out), do="name a new folder")
     if not subtract:

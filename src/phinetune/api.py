@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from phinetune.base.events import Event
     from phinetune.evaluation.compare import Comparison, Progress
     from phinetune.generation.model import Model
+    from phinetune.lora.weights import AdapterWeights
+    from phinetune.models.quantized import Quantization
     from phinetune.runs.folder import RunFolder
     from phinetune.text.render import Rendered
     from phinetune.training.settings import TrainingSettings
@@ -57,10 +59,13 @@ def train(
     )
 
 
-def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+) -> Model:
     """Load a run's model with its adapter, an adapter folder on its base, or a base model alone.
 
-    `name` is a run folder, a PEFT directory, `demo`, a model folder or a Hugging Face name.
+    `name` is a run folder, a PEFT directory, `demo`, a model folder or a Hugging Face name. The base is
+    quantised as it was when the adapter was trained, unless `quantize` (none, int8, nf4) says otherwise.
     Raises `ModelError` or `AdapterError` naming what is missing.
 
         model = phinetune.load("my-project/runs/20261120-142233-k3f")
@@ -77,8 +82,14 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mode
     adapter_folder = run.adapter if run else folder if (folder / CONFIG_FILE).is_file() else None
     spec = settings.model if settings else _base_name(adapter_folder) if adapter_folder else str(name)
     root = run.path.parent.parent if run else None
-    base = load_base(spec, device_name=device, dtype=dtype, root=root)
     weights = read_adapter(adapter_folder) if adapter_folder else None
+    base = load_base(
+        spec,
+        device_name=device,
+        dtype=dtype,
+        quantize=quantize or trained_quantization(settings, weights, str(adapter_folder)),
+        root=root,
+    )
     is_alone = adapter_folder is not None and weights is not None and weights.uses_dora
     model = Model(
         str(name),
@@ -115,7 +126,11 @@ def evaluate(
     settings = run_settings(found)
     examples, pieces = (load_examples(Path(data)), None) if data else _own_test_set(found, settings)
     base = load_base(
-        settings.model, device_name=settings.device, dtype=settings.dtype, root=found.path.parent.parent
+        settings.model,
+        device_name=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        root=found.path.parent.parent,
     )
     return compare(
         base,
@@ -193,6 +208,23 @@ def run_summary(run: RunFolder) -> Mapping[str, Any]:
         )
     summary: Mapping[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
     return summary
+
+
+def trained_quantization(
+    settings: TrainingSettings | None, weights: AdapterWeights | None, where: str
+) -> Quantization:
+    """How the base was kept while the adapter was trained: by its run, or by the adapter's own header."""
+    if settings:
+        return settings.quantize
+    recorded = weights.metadata.get("quantize", "none") if weights else "none"
+    for known in ("none", "int8", "nf4"):
+        if recorded == known:
+            return known
+    raise AdapterError(
+        f"the adapter was trained on a base in '{recorded}', which is not known here",
+        where=where,
+        do="load it with quantize='none', or with a later version",
+    )
 
 
 def _base_name(adapter_folder: Path) -> str:

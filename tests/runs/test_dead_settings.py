@@ -73,6 +73,7 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "overlong": ("drop", "num_train_used", {"finetune_train_seqlen": "20"}),
     "device": ("cuda", "refusal", {}),
     "dtype": ("bfloat16", "dtype", {}),
+    "quantize": ("int8", "quantize", {}),
     "report_to": ("[tensorboard]", "files", {}),
     "compare_nsamples": ("1", "num_answers", {}),
     "compare_max_new_tokens": ("1", "answers", {}),
@@ -101,6 +102,7 @@ def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
     assert {name for name, _ in choices()} == {
         "lr_scheduler_type", "evaluation_strategy", "optimizer", "loss_on", "overlong", "device", "dtype",
+        "quantize",
     }  # fmt: skip
 
 
@@ -182,6 +184,7 @@ def observed(
             "train_sha256": summary["data"]["train"]["sha256"],
             "base_sha256": summary["base"]["sha256"],
             "dtype": summary["base"]["dtype"],
+            "quantize": (summary["base"]["quantize"], digest.hexdigest()),
             "num_parameters": summary["adapter"]["parameters"],
             "step_tokens": [event.num_tokens for event in of[Stepped]],
             "learning_rates": [event.learning_rate for event in of[Stepped]],

@@ -86,7 +86,8 @@ class Talk:
     def greet(self) -> None:
         """Say who answers, with what system message, and how to leave."""
         model = self._model
-        base = model.base.name
+        kept = model.base.quantize
+        base = model.base.name + (f" in {kept}" if kept != "none" else "")
         console.note(f"{base} with the adapter" if model.has_own_adapter else f"{base}, without an adapter")
         system = model.system_prompt or self._system or model.data_system_prompt
         if model.system_prompt and self._system:

@@ -176,9 +176,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head else None
     return {
-        name: module
-        for name, module in model.named_modules()
-        if is_linear(module) and module is not head
+        name: module for name, module in model.named_modules() if is_linear(module) and module is not head
     }
 
 

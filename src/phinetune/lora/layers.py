@@ -15,7 +15,7 @@ from phinetune.lora.function import dropout_threshold, lora_linear
 
 
 class LoraLinear(nn.Module):
-    """Takes the place of an `nn.Linear` (or GPT-2's transposed `Conv1D`, or a quantised one) and adds s · B A.
+    """Takes the place of an `nn.Linear` (also a transposed `Conv1D` or a quantised one) and adds s · B A.
 
     `lora_A` (rank, in_features) and `lora_B` (out_features, rank) are float32 and trained; the
     wrapped layer stays as it is. B starts at zero, so a fresh layer answers exactly as the base.

@@ -76,8 +76,8 @@ def refuse_quantized_files(folder: Path) -> None:
         raise ModelError(
             "the model's files are quantised already",
             where=str(folder),
-            why=f"config.json says quantization_config: {method}; merging and exact comparison need the original",
-            do="name the model in its original precision; quantize: nf4 or int8 makes it small while training",
+            why=f"config.json says quantization_config: {method}; merging needs the original weights",
+            do="name the model in its original precision; quantize: nf4 or int8 keeps it small in memory",
         )
 
 

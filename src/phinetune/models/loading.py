@@ -178,9 +178,7 @@ def load_base(
     return base
 
 
-def _load(
-    folder: Path, compute: device.Compute, quantize: Quantization, is_sharded: bool
-) -> PreTrainedModel:
+def _load(folder: Path, compute: device.Compute, quantize: Quantization, is_sharded: bool) -> PreTrainedModel:
     problems = _Problems()
     logger = transformers_logging.get_logger("transformers.modeling_utils")
     bar_was_on = transformers_logging.is_progress_bar_enabled()

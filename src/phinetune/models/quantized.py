@@ -84,7 +84,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class Nf4Linear(QuantizedLinear):
-    """codes_OI (out, bytes of two codes each) and largest_OB (out, blocks), float32, the block's largest weight."""
+    """codes_OI (out, bytes), two to the byte, and largest_OB (out, blocks), the largest weight of each."""
 
     block = _NF4_BLOCK
 
@@ -104,12 +104,13 @@ class Nf4Linear(QuantizedLinear):
     def tile(self, rows: slice, columns: slice) -> Tensor:
         blocks = self._blocks(columns)
         half = self.block // 2
-        codes_OI = self.codes_OI[rows, blocks.start * half : blocks.stop * half]
-        largest_OB = self.largest_OB[rows, blocks]
+        # The operator reads memory as it lies, whatever the strides say.
+        codes_OI = self.codes_OI[rows, blocks.start * half : blocks.stop * half].contiguous()
+        largest_OB = self.largest_OB[rows, blocks].contiguous()
         shape = [len(codes_OI), codes_OI.shape[1] * 2]
         _bitsandbytes()  # registers the operator
         weight_OI: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
-            codes_OI.reshape(-1, 1), largest_OB.reshape(-1), self.block, "nf4", shape, self.dtype
+            codes_OI.view(-1, 1), largest_OB.view(-1), self.block, "nf4", shape, self.dtype
         )
         return weight_OI[:, : columns.stop - columns.start]
 

@@ -75,6 +75,7 @@ def follow(project: Path, place: Place, ranks: Ranks, stop: StopRequest) -> None
         settings.model,
         device_name=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         root=project,
         is_sharded=ranks.is_sharded,
     )

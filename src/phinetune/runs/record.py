@@ -77,10 +77,11 @@ def plan_values(
     values = asdict(plan)
     del values["rows"], values["test_sequences"]
     processes = f"; {num_processes} processes, memory is of each" if num_processes > 1 else ""
+    kept = f"; linear layers in {base.quantize}" if base.quantize != "none" else ""
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
-        "compute": f"{base.device.type}, {base.compute.reason}{processes}",
+        "compute": f"{base.device.type}, {base.compute.reason}{kept}{processes}",
         "forecast": asdict(forecast),
     }
 
@@ -90,6 +91,7 @@ def base_values(base: Base) -> dict[str, Any]:
         "name": base.name,
         "sha256": base.sha256,
         "dtype": base.compute.dtype_name,
+        "quantize": base.quantize,
         "parameters": base.num_parameters,
     }
 
@@ -118,6 +120,7 @@ def adapter_metadata(
     """The header of the adapter's weights: what they belong to and where they came from."""
     return {
         **({"lineage": json.dumps(list(lineage), sort_keys=True)} if lineage else {}),
+        **({"quantize": base.quantize} if base.quantize != "none" else {}),
         "base_name": base.name,
         "base_sha256": base.sha256,
         "train_sha256": files[0].sha256,

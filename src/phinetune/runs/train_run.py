@@ -123,6 +123,7 @@ def _lead(
         settings.model,
         device_name=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         root=project,
         is_sharded=ranks.is_sharded,
     )

@@ -155,6 +155,11 @@ class TrainingSettings(BaseModel):
         "auto",
         "Type of the frozen base; auto probes for fast bfloat16. Adapter weights: float32.",
     )
+    quantize: Literal["none", "int8", "nf4"] = _in(
+        "phinetune",
+        "none",
+        "Keep the base's linear layers in 8 or 4 bits: less memory, slower. nf4 needs phinetune[quantize].",
+    )
     retry_on_divergence: bool = _in(
         "phinetune",
         False,

@@ -1,0 +1,240 @@
+"""The memory that training needs on a base of Phi-3-mini's shape: in bfloat16, in 8 bits, in 4 bits.
+
+    python benchmarks/memory_phi3_mini.py --folder DIR           write the model (7.6 GB) if need be, measure
+    python benchmarks/memory_phi3_mini.py --folder DIR --clean    and delete it again
+    python benchmarks/memory_phi3_mini.py --folder DIR --json     one JSON object
+
+The weights are random: memory and time do not depend on them. Each kind trains in a process of its own,
+LoRA r 16 on all linear layers of the blocks, one sequence of 512 tokens a step; what counts is the largest
+resident size that the system has seen of the process (VmHWM), files mapped into memory included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HIDDEN, INTER, LAYERS, HEADS, VOCAB = 3_072, 8_192, 32, 32, 32_064
+NUM_BYTES = 2 * (LAYERS * (HIDDEN * (4 * HIDDEN + 3 * INTER) + 2 * HIDDEN) + HIDDEN * (2 * VOCAB + 1))
+SEQLEN = 512
+KINDS = ("none", "int8", "nf4")
+GOAL_BYTES = {"none": 12e9, "nf4": 6e9}
+PACKAGES = ("phinetune", "torch", "transformers", "bitsandbytes")
+
+
+def main() -> None:
+    options = _options()
+    if options.child:
+        print(json.dumps(_trained(options.folder, options.child, options.steps)))
+        return
+    _require_model(options.folder)
+    rows = []
+    for kind in options.kinds.split(","):
+        print(f"training on the base in {_title(kind)} ...", file=sys.stderr, flush=True)
+        rows.append(_in_a_child(options, kind))
+    report = {
+        "rows": rows,
+        "machine": {"system": platform.platform(), "cpu": _cpu_name()},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    if options.clean:
+        shutil.rmtree(options.folder)
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="memory of training on a base of Phi-3-mini's shape")
+    parser.add_argument("--folder", type=Path, required=True, help="where the model is, or is written")
+    parser.add_argument("--steps", type=int, default=3, help="training steps")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which of none, int8, nf4")
+    parser.add_argument("--clean", action="store_true", help="delete the folder at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _require_model(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < NUM_BYTES + 1e9:
+        sys.exit(f"the model takes {NUM_BYTES / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free")
+    print(f"writing {NUM_BYTES / 1e9:.1f} GB of random weights ...", file=sys.stderr, flush=True)
+    # In a process of its own: a child inherits the largest size of the process that starts it.
+    script = "import sys, memory_phi3_mini, pathlib; memory_phi3_mini.write_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, cwd=Path(__file__).parent)
+
+
+def write_model(folder: Path) -> None:
+    """Write the model two blocks at a time; config.json comes last, as the sign that all is there."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Phi3Config
+
+    generator = torch.Generator().manual_seed(0)
+    places: dict[str, str] = {}
+
+    def drawn(*shape: int) -> Any:
+        return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
+    def write(number: int, tensors: dict[str, Any]) -> None:
+        name = f"model-{number:05d}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(tensors, name))
+
+    write(0, {"model.embed_tokens.weight": drawn(VOCAB, HIDDEN)})
+    for first in range(0, LAYERS, 2):
+        tensors = {}
+        for layer in (first, first + 1):
+            name = f"model.layers.{layer}"
+            tensors |= {
+                f"{name}.self_attn.qkv_proj.weight": drawn(3 * HIDDEN, HIDDEN),
+                f"{name}.self_attn.o_proj.weight": drawn(HIDDEN, HIDDEN),
+                f"{name}.mlp.gate_up_proj.weight": drawn(2 * INTER, HIDDEN),
+                f"{name}.mlp.down_proj.weight": drawn(HIDDEN, INTER),
+                f"{name}.input_layernorm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+                f"{name}.post_attention_layernorm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+            }
+        write(first // 2 + 1, tensors)
+    norm = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    write(LAYERS // 2 + 1, {"model.norm.weight": norm, "lm_head.weight": drawn(VOCAB, HIDDEN)})
+    index = {"metadata": {"total_size": NUM_BYTES}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    config = Phi3Config(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=INTER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+        architectures=["Phi3ForCausalLM"],
+    )
+    config.save_pretrained(folder)
+
+
+def _in_a_child(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--folder", str(options.folder), "--steps", str(options.steps)]
+    done = subprocess.run([*command, "--child", kind], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{_title(kind)} failed:\n{done.stderr[-3000:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _trained(folder: Path, kind: str, num_steps: int) -> dict[str, Any]:
+    """Load, attach, train; times and the largest resident size."""
+    import numpy as np
+
+    from phinetune.data.conversation import Source
+    from phinetune.lora.attach import LoraSettings, attach
+    from phinetune.models.loading import load_base
+    from phinetune.models.memory import StepShape, forecast_bytes
+    from phinetune.text.render import Rendered
+    from phinetune.training.loop import start
+    from phinetune.training.settings import TrainingSettings
+    from phinetune.training.step import train_step
+
+    settings = TrainingSettings(finetune_train_seqlen=SEQLEN, finetune_train_batch_size=1, lora_r=16)
+    began = time.perf_counter()
+    base = load_base(str(folder), device_name="cpu", dtype="bfloat16", quantize=kind)  # type: ignore[arg-type]
+    load_s = time.perf_counter() - began
+    loaded_bytes = _largest_resident_bytes()
+    shape = LoraSettings(rank=settings.lora_r, alpha=settings.lora_alpha, dropout=settings.lora_dropout)
+    adapter = attach(base.model, shape, seed=0)
+    state = start(base, adapter, settings)
+    rng = np.random.default_rng(0)
+    trained = np.arange(SEQLEN) >= SEQLEN // 2
+    rows = [
+        Rendered(
+            ids=rng.integers(3, 32_000, SEQLEN).astype(np.int32),
+            trained=trained,
+            source=Source(file="random", line=step + 1),
+        )
+        for step in range(num_steps)
+    ]
+    seconds, losses = [], []
+    for step in range(num_steps):
+        began = time.perf_counter()
+        result = train_step(
+            base, adapter, state.optimizer, rows, [(step,)], settings, dropout_seed=step, step=step + 1
+        )
+        seconds.append(round(time.perf_counter() - began, 2))
+        losses.append(result.loss)
+    expected = forecast_bytes(
+        base,
+        adapter.num_parameters,
+        StepShape(
+            num_tokens=SEQLEN,
+            num_trained_tokens=SEQLEN // 2,
+            longest_segment=SEQLEN,
+            has_dropout=settings.lora_dropout > 0,
+            is_checkpointed=settings.gradient_checkpointing,
+        ),
+    )
+    return {
+        "kind": kind,
+        "peak_bytes": _largest_resident_bytes(),
+        "peak_loading_bytes": loaded_bytes,
+        "forecast_bytes": expected,
+        "goal_bytes": GOAL_BYTES.get(kind),
+        "load_s": round(load_s, 1),
+        "step_s": seconds,
+        "losses": losses,
+        "parameters": base.num_parameters,
+        "adapter_parameters": adapter.num_parameters,
+    }
+
+
+def _largest_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+    from phinetune.models.memory import peak_resident_bytes
+
+    return peak_resident_bytes()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _title(kind: str) -> str:
+    return "bfloat16" if kind == "none" else kind
+
+
+def _print(report: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    print(f"{report['machine']['cpu']}; {versions}\n")
+    print(f"{'base in':<10}{'peak GB':>9}{'goal':>7}{'forecast':>10}{'loading':>9}{'load s':>8}{'step s':>8}")
+    for row in report["rows"]:
+        goal = f"{row['goal_bytes'] / 1e9:.0f}" if row["goal_bytes"] else ""
+        print(
+            f"{_title(row['kind']):<10}{row['peak_bytes'] / 1e9:>9.2f}{goal:>7}"
+            f"{row['forecast_bytes'] / 1e9:>10.2f}{row['peak_loading_bytes'] / 1e9:>9.2f}"
+            f"{row['load_s']:>8.1f}{min(row['step_s']):>8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""A run on a quantised base: recorded, answered on the base as it was in training, merged into the original."""
+"""A run on a quantised base: recorded, answered on the base it was trained on, merged into the original."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from phinetune.base.errors import AdapterError, ModelError
 from phinetune.base.events import Finished, Planned
 from phinetune.lora.files import read_metadata
 from phinetune.lora.forms import read_adapter
+from phinetune.lora.settings import LoraSettings
+from phinetune.lora.weights import AdapterWeights
 from phinetune.models.merged import merge
 from phinetune.models.quantized import QuantizedLinear
 from phinetune.runs.folder import RunFolder
@@ -66,11 +68,9 @@ def test_answers_come_from_the_base_as_it_was_in_training(new_project):
 
 
 def test_an_adapter_of_an_unknown_quantisation_is_refused():
-    class Weights:
-        metadata = {"quantize": "fp3"}
-
+    weights = AdapterWeights(updates={}, settings=LoraSettings(), metadata={"quantize": "fp3"})
     with pytest.raises(AdapterError, match="'fp3'") as caught:
-        api.trained_quantization(None, Weights(), "somewhere")
+        api.trained_quantization(None, weights, "somewhere")
     assert "quantize='none'" in caught.value.do
 
 

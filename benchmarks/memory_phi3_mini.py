@@ -5,7 +5,8 @@
     python benchmarks/memory_phi3_mini.py --folder DIR --json     one JSON object
 
 The weights are random: memory and time do not depend on them. Each kind trains in a process of its own,
-LoRA r 16 on all linear layers of the blocks, one sequence of 512 tokens a step; what counts is the largest
+LoRA r 16 on all linear layers of the blocks, one sequence of 512 tokens a step, with activations kept or
+recomputed (gradient_checkpointing); what counts is the largest
 resident size that the system has seen of the process (VmHWM), files mapped into memory included.
 """
 
@@ -26,6 +27,8 @@ HIDDEN, INTER, LAYERS, HEADS, VOCAB = 3_072, 8_192, 32, 32, 32_064
 NUM_BYTES = 2 * (LAYERS * (HIDDEN * (4 * HIDDEN + 3 * INTER) + 2 * HIDDEN) + HIDDEN * (2 * VOCAB + 1))
 SEQLEN = 512
 KINDS = ("none", "int8", "nf4")
+# What is measured: the base's form, with + where activations are recomputed (gradient_checkpointing: true).
+FORMS = ("none", "none+", "int8+", "nf4", "nf4+")
 GOAL_BYTES = {"none": 12e9, "nf4": 6e9}
 PACKAGES = ("phinetune", "torch", "transformers", "bitsandbytes")
 
@@ -33,13 +36,15 @@ PACKAGES = ("phinetune", "torch", "transformers", "bitsandbytes")
 def main() -> None:
     options = _options()
     if options.child:
-        print(json.dumps(_trained(options.folder, options.child, options.steps)))
+        kind = options.child.rstrip("+")
+        print(json.dumps(_trained(options.folder, kind, options.child.endswith("+"), options.steps)))
         return
     _require_model(options.folder)
     rows = []
-    for kind in options.kinds.split(","):
-        print(f"training on the base in {_title(kind)} ...", file=sys.stderr, flush=True)
-        rows.append(_in_a_child(options, kind))
+    for form in options.forms.split(","):
+        print(f"training on the base in {_title(form)} ...", file=sys.stderr, flush=True)
+        rows.append(_in_a_child(options, form))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     report = {
         "rows": rows,
         "machine": {"system": platform.platform(), "cpu": _cpu_name()},
@@ -57,10 +62,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="memory of training on a base of Phi-3-mini's shape")
     parser.add_argument("--folder", type=Path, required=True, help="where the model is, or is written")
     parser.add_argument("--steps", type=int, default=3, help="training steps")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="which of none, int8, nf4")
+    parser.add_argument("--forms", default=",".join(FORMS), help="none, int8, nf4, each with + or without")
     parser.add_argument("--clean", action="store_true", help="delete the folder at the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -126,16 +131,16 @@ def write_model(folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _in_a_child(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+def _in_a_child(options: argparse.Namespace, form: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--folder", str(options.folder), "--steps", str(options.steps)]
-    done = subprocess.run([*command, "--child", kind], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--child", form], capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{_title(kind)} failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"{_title(form)} failed:\n{done.stderr[-3000:]}")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 
 
-def _trained(folder: Path, kind: str, num_steps: int) -> dict[str, Any]:
+def _trained(folder: Path, kind: str, is_checkpointed: bool, num_steps: int) -> dict[str, Any]:
     """Load, attach, train; times and the largest resident size."""
     import numpy as np
 
@@ -148,7 +153,12 @@ def _trained(folder: Path, kind: str, num_steps: int) -> dict[str, Any]:
     from phinetune.training.settings import TrainingSettings
     from phinetune.training.step import train_step
 
-    settings = TrainingSettings(finetune_train_seqlen=SEQLEN, finetune_train_batch_size=1, lora_r=16)
+    settings = TrainingSettings(
+        finetune_train_seqlen=SEQLEN,
+        finetune_train_batch_size=1,
+        lora_r=16,
+        gradient_checkpointing=is_checkpointed,
+    )
     began = time.perf_counter()
     base = load_base(str(folder), device_name="cpu", dtype="bfloat16", quantize=kind)  # type: ignore[arg-type]
     load_s = time.perf_counter() - began
@@ -186,7 +196,7 @@ def _trained(folder: Path, kind: str, num_steps: int) -> dict[str, Any]:
         ),
     )
     return {
-        "kind": kind,
+        "form": kind + ("+" if is_checkpointed else ""),
         "peak_bytes": _largest_resident_bytes(),
         "peak_loading_bytes": loaded_bytes,
         "forecast_bytes": expected,
@@ -219,18 +229,19 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _title(kind: str) -> str:
-    return "bfloat16" if kind == "none" else kind
+def _title(form: str) -> str:
+    kind = form.rstrip("+")
+    return ("bfloat16" if kind == "none" else kind) + (", recomputed" if form.endswith("+") else "")
 
 
 def _print(report: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     print(f"{report['machine']['cpu']}; {versions}\n")
-    print(f"{'base in':<10}{'peak GB':>9}{'goal':>7}{'forecast':>10}{'loading':>9}{'load s':>8}{'step s':>8}")
+    print(f"{'base in':<22}{'peak GB':>9}{'goal':>7}{'forecast':>10}{'loading':>9}{'load s':>8}{'step s':>8}")
     for row in report["rows"]:
         goal = f"{row['goal_bytes'] / 1e9:.0f}" if row["goal_bytes"] else ""
         print(
-            f"{_title(row['kind']):<10}{row['peak_bytes'] / 1e9:>9.2f}{goal:>7}"
+            f"{_title(row['form']):<22}{row['peak_bytes'] / 1e9:>9.2f}{goal:>7}"
             f"{row['forecast_bytes'] / 1e9:>10.2f}{row['peak_loading_bytes'] / 1e9:>9.2f}"
             f"{row['load_s']:>8.1f}{min(row['step_s']):>8.1f}"
         )

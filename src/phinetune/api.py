@@ -10,18 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phinetune.base.errors import AdapterError, UserError
+from phinetune.base.errors import UserError
 from phinetune.data.conversation import Conversation, Example
 from phinetune.data.reading import load_examples, resolve_dataset
 
 if TYPE_CHECKING:
     from phinetune.base.events import Event
     from phinetune.evaluation.compare import Comparison, Progress
+    from phinetune.evaluation.text_classifier import TextClassifier
     from phinetune.generation.model import Model
-    from phinetune.lora.weights import AdapterWeights
     from phinetune.models.quantized import Quantization
     from phinetune.runs.folder import RunFolder
-    from phinetune.text.render import Rendered
     from phinetune.training.settings import TrainingSettings
 
 
@@ -75,12 +74,13 @@ def load(
     from phinetune.lora.files import CONFIG_FILE, load_adapter
     from phinetune.lora.forms import read_adapter
     from phinetune.models.loading import load_base
+    from phinetune.runs.again import base_name_of, trained_quantization
     from phinetune.text.render import load_renderer
 
     folder, run = Path(name), run_at(name)
     settings = run_settings(run) if run else None
     adapter_folder = run.adapter if run else folder if (folder / CONFIG_FILE).is_file() else None
-    spec = settings.model if settings else _base_name(adapter_folder) if adapter_folder else str(name)
+    spec = settings.model if settings else base_name_of(adapter_folder) if adapter_folder else str(name)
     root = run.path.parent.parent if run else None
     weights = read_adapter(adapter_folder) if adapter_folder else None
     base = load_base(
@@ -106,6 +106,29 @@ def load(
     return model
 
 
+def load_classifier(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+) -> TextClassifier:
+    """Load the classifier of a run, or of a PEFT directory whose head is `score`.
+
+    Raises `AdapterError` when it has no head.
+
+        classifier = phinetune.load_classifier("my-project/runs/20261120-142233-k3f")
+        print(classifier.classify(["where is my parcel"])[0].label)
+    """
+    from phinetune.runs.classification import load_text_classifier
+
+    run = run_at(name)
+    return load_text_classifier(
+        run.adapter if run else Path(name),
+        settings=run_settings(run) if run else None,
+        root=run.path.parent.parent if run else None,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+    )
+
+
 def evaluate(
     run: str | Path, data: str | Path | None = None, *, on_progress: Progress | None = None
 ) -> Comparison:
@@ -120,11 +143,16 @@ def evaluate(
     from phinetune.evaluation.compare import compare
     from phinetune.lora.files import load_adapter
     from phinetune.models.loading import load_base
+    from phinetune.runs.again import own_test_set
     from phinetune.text.render import load_renderer
 
     found = _run_or_refuse(run)
     settings = run_settings(found)
-    examples, pieces = (load_examples(Path(data)), None) if data else _own_test_set(found, settings)
+    if settings.task == "classification":
+        from phinetune.runs.classification import evaluate_classes
+
+        return evaluate_classes(found, settings, Path(data) if data else None, on_progress)
+    examples, pieces = (load_examples(Path(data)), None) if data else own_test_set(found, settings)
     base = load_base(
         settings.model,
         device_name=settings.device,
@@ -145,24 +173,6 @@ def evaluate(
         loss_on=settings.loss_on,
         on_progress=on_progress,
     )
-
-
-def _own_test_set(
-    run: RunFolder, settings: TrainingSettings
-) -> tuple[list[Example], list[tuple[int, Rendered]]]:
-    """The examples the run was judged by, fitted and sampled in the same way."""
-    from phinetune.runs.prepare import prepare
-
-    prepared = prepare(run.path.parent.parent, settings)
-    recorded = json.loads(run.run_json.read_text(encoding="utf-8"))["data"]["test"]["sha256"]
-    if prepared.files[1].sha256 != recorded:
-        raise UserError(
-            "the test set has changed since this run",
-            where=prepared.files[1].path,
-            why=f"its sha256 was {recorded[:12]}, now it is {prepared.files[1].sha256[:12]}",
-            do="put the old file back, or measure on the new one by naming it: --data FILE",
-        )
-    return prepared.used_test_examples()
 
 
 def test_set_of(name: str | Path) -> list[Example]:
@@ -208,42 +218,6 @@ def run_summary(run: RunFolder) -> Mapping[str, Any]:
         )
     summary: Mapping[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
     return summary
-
-
-def trained_quantization(
-    settings: TrainingSettings | None, weights: AdapterWeights | None, where: str
-) -> Quantization:
-    """How the base was kept while the adapter was trained: by its run, or by the adapter's own header."""
-    if settings:
-        return settings.quantize
-    recorded = weights.metadata.get("quantize", "none") if weights else "none"
-    for known in ("none", "int8", "nf4"):
-        if recorded == known:
-            return known
-    raise AdapterError(
-        f"the adapter was trained on a base in '{recorded}', which is not known here",
-        where=where,
-        do="load it with quantize='none', or with a later version",
-    )
-
-
-def _base_name(adapter_folder: Path) -> str:
-    """The base that a PEFT directory names. Raises `AdapterError` when it names none."""
-    from phinetune.lora.files import CONFIG_FILE
-
-    try:
-        config = json.loads((adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError:
-        config = {}
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not name:
-        raise AdapterError(
-            "the adapter does not say which base it belongs to",
-            where=str(adapter_folder / CONFIG_FILE),
-            why="base_model_name_or_path is missing",
-            do="write the base model's name or folder there",
-        )
-    return str(name)
 
 
 def _common_system_prompt(run: RunFolder) -> str | None:

@@ -19,6 +19,7 @@ from phinetune.lora.settings import LoraSettings
 from phinetune.lora.weights import AdapterWeights
 from phinetune.models.merged import merge
 from phinetune.models.quantized import QuantizedLinear
+from phinetune.runs.again import trained_quantization
 from phinetune.runs.folder import RunFolder
 from phinetune.runs.train_run import train_run
 
@@ -70,7 +71,7 @@ def test_answers_come_from_the_base_as_it_was_in_training(new_project):
 def test_an_adapter_of_an_unknown_quantisation_is_refused():
     weights = AdapterWeights(updates={}, settings=LoraSettings(), metadata={"quantize": "fp3"})
     with pytest.raises(AdapterError, match="'fp3'") as caught:
-        api.trained_quantization(None, weights, "somewhere")
+        trained_quantization(None, weights, "somewhere")
     assert "quantize='none'" in caught.value.do
 
 

@@ -152,6 +152,13 @@ class MixedLayers:
 
     def check(self, weights: AdapterWeights, where: str) -> None:
         """Raise `AdapterError` for an adapter that cannot be mixed or does not fit the model."""
+        if weights.whole:
+            raise AdapterError(
+                "a classifier writes no answers",
+                where=where,
+                why=f"the adapter has a head: {', '.join(weights.whole)}",
+                do="use phinetune evaluate, phinetune classify or phinetune.load_classifier",
+            )
         if weights.uses_dora:
             raise AdapterError(
                 "an adapter with DoRA cannot share a batch with others",

@@ -113,6 +113,10 @@ class Adapter:
             for layer, was_enabled in zip(self.layers.values(), before, strict=True):
                 layer.is_enabled = was_enabled
 
+    def whole(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights that are trained whole, not by an update; an adapter alone has none."""
+        return {}
+
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the weights on the CPU, by the names of `named_parameters`."""
         return {name: weight.detach().to("cpu", copy=True) for name, weight in self.named_parameters()}

@@ -82,6 +82,12 @@ def _by_layer(
             why=", ".join(sorted(f"{digest[:12]}…" for digest in hashes)),
             do="add only adapters of one base",
         )
+    if any(adapter.whole for adapter in adapters):
+        raise AdapterError(
+            "adapters with a classification head cannot be added",
+            why="their heads are for classes of their own",
+            do="train one classifier on the data of both",
+        )
     rows = []
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.updates):
         pairs = [(a.updates[name], f) for a, f in zip(adapters, factors, strict=True) if name in a.updates]

@@ -45,6 +45,8 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
         },
         settings=adapter.settings,
         base_name=base_name,
+        whole=(whole := adapter.whole()),
+        task_type="SEQ_CLS" if whole else "CAUSAL_LM",
         is_transposed=any(layer.is_transposed for layer in adapter.layers.values()),
     )
     write_peft(weights, folder, metadata=metadata)
@@ -57,8 +59,9 @@ def read_metadata(folder: Path) -> dict[str, str]:
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a PEFT directory, by the names of `Adapter.named_parameters`."""
-    weights: dict[str, torch.Tensor] = {}
-    for name, update in read_peft(folder).updates.items():
+    found = read_peft(folder)
+    weights: dict[str, torch.Tensor] = dict(found.whole)
+    for name, update in found.updates.items():
         weights[f"{name}.lora_A"], weights[f"{name}.lora_B"] = update.a_RI, update.b_OR
     return weights
 
@@ -77,6 +80,13 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     """
     require_bare(model)
     check_base(weights, where=where, base_sha256=base_sha256)
+    if weights.whole:
+        raise AdapterError(
+            f"the adapter has more than updates: {', '.join(weights.whole)}",
+            where=where,
+            why="without its classification head it would answer as nobody trained it",
+            do="use phinetune evaluate, phinetune classify or phinetune.load_classifier",
+        )
     if weights.uses_dora:
         raise AdapterError(
             "the adapter uses 'use_dora', which cannot be attached",

@@ -97,6 +97,13 @@ def write_adapter(weights: AdapterWeights, path: Path, form: Form, told: Told | 
     """
     if path.exists():
         raise UserError("something is there already", where=str(path), do="name a new file or folder")
+    if weights.whole and form not in ("peft", "single"):
+        raise AdapterError(
+            f"the form '{form}' has no place for a classification head",
+            where=str(path),
+            why=f"the adapter also holds {', '.join(weights.whole)}",
+            do="write --to peft or --to single",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if form == "peft":
         with committed_dir(path, has_manifest=False) as folder:

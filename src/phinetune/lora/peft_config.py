@@ -17,7 +17,6 @@ from phinetune.lora.settings import LoraSettings
 # Options of PEFT that change what the weights mean; each must be off, or the file is refused.
 _UNSUPPORTED = {
     "bias": "none",
-    "modules_to_save": None,
     "lora_bias": False,
     "layer_replication": None,
     "trainable_token_indices": None,

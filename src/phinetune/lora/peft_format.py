@@ -7,7 +7,7 @@ project cannot honour is an error: ignoring it would give wrong answers. Knows n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,14 @@ def from_peft_tensors(
     where: Path,
 ) -> AdapterWeights:
     """The adapter whose tensors have PEFT's names and whose config has PEFT's keys."""
+    whole = _whole(tensors, config.get("modules_to_save") or (), where)
+    rest = {key: value for key, value in tensors.items() if key.removeprefix(_PREFIX) not in whole}
     weights = AdapterWeights(
-        updates=_updates(tensors, settings, where),
+        updates=_updates(rest, settings, where),
         settings=settings,
         base_name=str(config.get("base_model_name_or_path") or ""),
+        whole=whole,
+        task_type=str(config.get("task_type") or "CAUSAL_LM"),
         is_transposed=bool(config.get("fan_in_fan_out")),
         metadata={key: text for key, text in metadata.items() if key not in _OWN_KEYS},
     )
@@ -92,7 +96,7 @@ def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = update.b_OR.contiguous()
         if update.magnitude_O is not None:
             tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = update.magnitude_O.contiguous()
-    return tensors
+    return tensors | {f"{_PREFIX}{name}": value.contiguous() for name, value in weights.whole.items()}
 
 
 def peft_config(weights: AdapterWeights) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
     settings = weights.settings
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": weights.task_type,
         "base_model_name_or_path": weights.base_name,
         "revision": None,
         "inference_mode": True,
@@ -108,7 +112,7 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "lora_alpha": _tidy(settings.alpha),
         "lora_dropout": settings.dropout,
         "target_modules": list(weights.target_modules),
-        "modules_to_save": None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in weights.whole}) or None,
         "bias": "none",
         "fan_in_fan_out": weights.is_transposed,
         "init_lora_weights": True,
@@ -119,6 +123,26 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "layers_to_transform": None,
         "layers_pattern": None,
     }
+
+
+def _whole(tensors: Mapping[str, Tensor], modules: Iterable[str], where: Path) -> dict[str, Tensor]:
+    """The weights of the modules trained whole. Only a classification's head can be honoured."""
+    whole: dict[str, Tensor] = {}
+    for module in modules:
+        name = f"{module}.weight"
+        if module != "score" or f"{_PREFIX}{name}" not in tensors:
+            raise AdapterError(
+                "the adapter uses 'modules_to_save', which is not supported"
+                if module != "score"
+                else "the adapter's classification head is missing",
+                where=str(where),
+                why=f"it names '{module}'; ignoring that would give wrong answers",
+                do="convert it to a plain LoRA adapter with the library that made it"
+                if module != "score"
+                else "copy the whole adapter folder again",
+            )
+        whole[name] = tensors[f"{_PREFIX}{name}"]
+    return whole
 
 
 def _tidy(alpha: float) -> float:

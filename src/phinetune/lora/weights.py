@@ -69,6 +69,9 @@ class AdapterWeights:
     settings: LoraSettings
     base_name: str = ""
     is_transposed: bool = False
+    # Weights trained whole (PEFT's modules_to_save), by path: the head of a classification.
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    task_type: str = "CAUSAL_LM"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -123,6 +126,7 @@ def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
     """The adapter, when every tensor has its shape and finite values, and DoRA is on all layers or none."""
     if not weights.updates:
         raise AdapterError("the adapter holds no weights", where=where, do="use an earlier checkpoint")
+    _check_whole(weights, where)
     with_magnitude = [name for name, update in weights.updates.items() if update.magnitude_O is not None]
     for name, update in weights.updates.items():
         magnitude = update.magnitude_O
@@ -143,6 +147,17 @@ def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
                     do="use an earlier checkpoint",
                 )
     return weights
+
+
+def _check_whole(weights: AdapterWeights, where: str) -> None:
+    for name, value in weights.whole.items():
+        if value.dim() != 2 or not torch.isfinite(value).all():
+            raise AdapterError(
+                f"'{name}' is no sound matrix",
+                where=where,
+                why=f"its shape is {tuple(value.shape)}" if value.dim() != 2 else "it holds NaN or infinity",
+                do="use an earlier checkpoint",
+            )
 
 
 def _check_shapes(name: str, update: Update, where: str) -> None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from phinetune.models.batch import PackedBatch
 from phinetune.models.catalog import find_model, refuse_quantized_files, weights_sha256
 from phinetune.models.piecewise import load_quantized
 from phinetune.models.quantized import Quantization, num_weights, require_quantizer
+
+if TYPE_CHECKING:
+    from phinetune.models.classifier import Classifier
 
 # A CPU's matrix library prepares and keeps code for every new shape: about 30 MB a step for a small model,
 # and time. An empty last segment makes the shapes few (40 steps: 22 % faster in 0.95 instead of 1.6 GB).
@@ -42,6 +45,8 @@ class Base:
     num_parameters: int
     # How the linear layers of the blocks are kept; embeddings, norms and head have the type of `compute`.
     quantize: Quantization = "none"
+    # The head of a classification, which then takes the place of the output head in the loss.
+    classifier: Classifier | None = None
 
     @property
     def device(self) -> torch.device:

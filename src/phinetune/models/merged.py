@@ -61,6 +61,13 @@ def merge(
     refuse_quantized_files(folder)
     if out.exists():
         raise UserError("something is there already", where=str(out), do="name a new folder")
+    if weights.whole:
+        raise AdapterError(
+            "an adapter with a classification head cannot be merged",
+            where=where,
+            why="the merged language model would have no place for the head",
+            do="use it beside its base: phinetune evaluate, phinetune classify",
+        )
     if not subtract:
         _refuse_other_base(weights, base, where)
     if subtract and weights.uses_dora:

@@ -28,7 +28,7 @@ BITS: dict[str, float] = {"int8": 8 + 16 / 128, "nf4": 4 + 32 / 64}
 _INT8_BLOCK, _NF4_BLOCK = 128, 64
 # A tile of 4 million weights stays in a processor's cache; a GPU wants larger products.
 CPU_TILE_WEIGHTS, GPU_TILE_WEIGHTS = 1 << 22, 1 << 26
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256
 
 
 class QuantizedLinear(TiledLinear):

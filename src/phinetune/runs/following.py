@@ -12,11 +12,12 @@ from pathlib import Path
 
 from phinetune.base.errors import DivergedError
 from phinetune.base.events import Trained
-from phinetune.lora.attach import Adapter, attach
+from phinetune.lora.attach import Adapter
 from phinetune.lora.settings import LoraSettings
+from phinetune.models.classifier import attach_to
 from phinetune.models.device import Compute
 from phinetune.models.loading import Base, load_base
-from phinetune.runs.prepare import Prepared, prepare
+from phinetune.runs.prepare import Prepared, prepare, prepared_base
 from phinetune.runs.processes import Place, use_own_device
 from phinetune.runs.proof import compare_with_base
 from phinetune.runs.record import package_versions
@@ -80,7 +81,8 @@ def follow(project: Path, place: Place, ranks: Ranks, stop: StopRequest) -> None
         is_sharded=ranks.is_sharded,
     )
     ranks.require_same(common_facts(base, prepared))
-    adapter = attach(base.model, shape_of(ranks.from_first()), seed=settings.seed)
+    base = prepared_base(base, prepared)
+    adapter = attach_to(base, shape_of(ranks.from_first()), seed=settings.seed)
     state = start(base, adapter, settings)
     if ranks.is_sharded:
         forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)

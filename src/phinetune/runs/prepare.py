@@ -1,21 +1,27 @@
 """Everything of a run that can be checked before a model is loaded: settings, data, rendering, plan.
 
-Knows nothing of models' weights, run folders or terminals.
+Knows nothing of how models are loaded, run folders or terminals.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phinetune.base.errors import UserError
-from phinetune.data.conversation import Example
+from phinetune.base.errors import DataError, UserError
+from phinetune.data.classes import Classes, check_labels, classes_of, require_labels
+from phinetune.data.conversation import Conversation, Example, PlainText
 from phinetune.data.reading import load_examples, resolve_dataset
 from phinetune.lora.settings import LoraSettings
 from phinetune.models.catalog import find_model
+from phinetune.models.classifier import with_classifier
+from phinetune.models.loading import Base
 from phinetune.runs.record import DataFile
+from phinetune.text.labelled import Labelled, render_labelled
 from phinetune.text.render import Rendered, Renderer, load_renderer
 from phinetune.training.fitting import Fitted, fit
+from phinetune.training.labelled import fit_labelled
 from phinetune.training.plan import Plan, make_plan
 from phinetune.training.settings import TrainingSettings
 
@@ -31,6 +37,7 @@ class Prepared:
     train: Fitted
     test: Fitted
     plan: Plan
+    classes: Classes | None = None
 
     def used_test_examples(self) -> tuple[list[Example], list[tuple[int, Rendered]]]:
         """The test examples of the plan, and their rendered pieces as (place of the example, piece)."""
@@ -54,22 +61,71 @@ def prepare(project: Path, settings: TrainingSettings) -> Prepared:
     train_examples = load_examples(dataset.train)
     test_examples = load_examples(dataset.test)
     renderer = load_renderer(find_model(settings.model, root=project))
-    fitted = []
-    for examples, seqlen, name in (
-        (train_examples, settings.finetune_train_seqlen, "finetune_train_seqlen"),
-        (test_examples, settings.finetune_test_seqlen, "finetune_test_seqlen"),
-    ):
-        rendered = renderer.examples(examples, system_prompt=settings.system_prompt, loss_on=settings.loss_on)
-        fitted.append(fit(examples, rendered, seqlen, settings.overlong, name))
+    require_task(settings.task, [*train_examples, *test_examples])
+    classes = found_classes(project, settings, train_examples)
+    train = _fitted(settings, renderer, train_examples, "finetune_train_seqlen", classes)
+    test = _fitted(settings, renderer, test_examples, "finetune_test_seqlen", classes)
     return Prepared(
         settings=settings,
         files=(DataFile.of(dataset.train), DataFile.of(dataset.test)),
         renderer=renderer,
         test_examples=test_examples,
-        train=fitted[0],
-        test=fitted[1],
-        plan=make_plan(settings, fitted[0], fitted[1]),
+        train=train,
+        test=test,
+        plan=make_plan(settings, train, test),
+        classes=classes,
     )
+
+
+def found_classes(project: Path, settings: TrainingSettings, examples: Sequence[Example]) -> Classes | None:
+    """The classes of a classification, from its training rows and its labels file; else None."""
+    if settings.task != "classification":
+        return None
+    file = project / settings.labels_file if settings.labels_file else None
+    return classes_of(examples, file, settings.class_weights)
+
+
+def labelled_rows(
+    settings: TrainingSettings, renderer: Renderer, examples: Sequence[Example], classes: Classes
+) -> list[Labelled]:
+    """Rows of known class, rendered. Raises `DataError` for labels that are not known."""
+    require_labels(examples)
+    check_labels(examples, classes.names, settings.labels_file or "the training rows")
+    return render_labelled(renderer, examples, classes.names, system_prompt=settings.system_prompt)
+
+
+def require_task(task: str, examples: Sequence[Example]) -> None:
+    """Raise `DataError` when the task is chat or text and rows are of the other kind."""
+    wanted = {"chat": Conversation, "text": PlainText}.get(task)
+    strange = [example for example in examples if wanted and not isinstance(example, wanted)]
+    if strange:
+        other = "text" if task == "chat" else "chat"
+        raise DataError(
+            f"{len(strange):,} rows are {'plain text' if task == 'chat' else 'chats'}, the task is {task}",
+            where=str(strange[0].source),
+            do=f"write task: auto, which takes both, or task: {other}; or correct the rows",
+        )
+
+
+def _fitted(
+    settings: TrainingSettings,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    limit: str,
+    classes: Classes | None,
+) -> Fitted:
+    seqlen = getattr(settings, limit)
+    if classes:
+        rows = labelled_rows(settings, renderer, examples, classes)
+        return fit_labelled(rows, seqlen, settings.overlong, limit)
+    rendered = renderer.examples(examples, system_prompt=settings.system_prompt, loss_on=settings.loss_on)
+    return fit(examples, rendered, seqlen, settings.overlong, limit)
+
+
+def prepared_base(base: Base, prepared: Prepared) -> Base:
+    """The base with a head for the classes of a classification, or as it is."""
+    classes = prepared.classes
+    return with_classifier(base, classes.names, classes.weights) if classes else base
 
 
 def lora_settings(settings: TrainingSettings) -> LoraSettings:

@@ -17,6 +17,7 @@ from typing import Any
 
 from phinetune.base.files import sha256_file
 from phinetune.lora.attach import Adapter
+from phinetune.models.classifier import LABELS_KEY
 from phinetune.models.loading import Base
 from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
@@ -121,6 +122,7 @@ def adapter_metadata(
     return {
         **({"lineage": json.dumps(list(lineage), sort_keys=True)} if lineage else {}),
         **({"quantize": base.quantize} if base.quantize != "none" else {}),
+        **({LABELS_KEY: json.dumps(list(base.classifier.names))} if base.classifier else {}),
         "base_name": base.name,
         "base_sha256": base.sha256,
         "train_sha256": files[0].sha256,

@@ -141,6 +141,21 @@ class TrainingSettings(BaseModel):
         ge=0,
         le=1,
     )
+    task: Literal["auto", "chat", "text", "classification"] = _in(
+        "phinetune",
+        "auto",
+        "auto takes chats and text; chat, text refuse the other. classification: learn each row's label.",
+    )
+    labels_file: str | None = _in(
+        "phinetune",
+        None,
+        "classification: file with the names of the classes; null: those of the training rows, sorted.",
+    )
+    class_weights: Literal["none", "balanced"] = _in(
+        "phinetune",
+        "none",
+        "classification: balanced weighs each class by the inverse of its count in the training rows.",
+    )
     loss_on: Literal["assistant", "all"] = _in(
         "phinetune", "assistant", "Train on assistant turns only, or on every token. Plain text: always all."
     )

@@ -143,7 +143,7 @@ def evaluate(
     from phinetune.evaluation.compare import compare
     from phinetune.lora.files import load_adapter
     from phinetune.models.loading import load_base
-    from phinetune.runs.again import own_test_set
+    from phinetune.runs.again import choices_again, prepared_again
     from phinetune.text.render import load_renderer
 
     found = _run_or_refuse(run)
@@ -152,7 +152,8 @@ def evaluate(
         from phinetune.runs.classification import evaluate_classes
 
         return evaluate_classes(found, settings, Path(data) if data else None, on_progress)
-    examples, pieces = (load_examples(Path(data)), None) if data else own_test_set(found, settings)
+    prepared = None if data else prepared_again(found, settings)
+    examples, pieces = prepared.used_test_examples() if prepared else (load_examples(Path(str(data))), None)
     base = load_base(
         settings.model,
         device_name=settings.device,
@@ -171,6 +172,7 @@ def evaluate(
         seed=settings.seed,
         system_prompt=settings.system_prompt,
         loss_on=settings.loss_on,
+        choices=prepared.choices if prepared else choices_again(found, settings),
         on_progress=on_progress,
     )
 

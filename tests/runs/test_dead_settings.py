@@ -81,6 +81,7 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "quantize": ("int8", "quantize", {}),
     "report_to": ("[tensorboard]", "files", {}),
     "compare_nsamples": ("1", "num_answers", {}),
+    "constrain_answers": ("training", "answers", {}),
     "compare_max_new_tokens": ("1", "answers", {}),
 }
 
@@ -108,7 +109,7 @@ def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
     assert {name for name, _ in choices()} == {
         "lr_scheduler_type", "evaluation_strategy", "optimizer", "loss_on", "overlong", "device", "dtype",
-        "quantize", "task", "class_weights",
+        "quantize", "task", "class_weights", "constrain_answers",
     }  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from phinetune.base.errors import DataError
 from phinetune.base.seeds import derive
-from phinetune.data.classes import Classes
 from phinetune.data.conversation import Conversation, Example
 from phinetune.evaluation.bootstrap import PairedMeasure, paired_bootstrap, totals
 from phinetune.evaluation.compare import Answer, Comparison, Progress, Row
@@ -58,7 +57,7 @@ def predict(
 
 def compare_classes(
     base: Base,
-    classes: Classes,
+    counts: Sequence[int],
     examples: Sequence[Example],
     rows: Sequence[Labelled],
     *,
@@ -68,17 +67,21 @@ def compare_classes(
 ) -> Comparison:
     """Measure the classifier on rows of known class and bootstrap the differences; row i is of example i.
 
+    `counts` says how often each class stood in the training rows.
+
     Raises `DataError` when there is nothing to measure on.
     """
     if not rows:
         raise DataError("there is nothing to compare on", why="the test set is empty", do="add examples")
+    assert base.classifier is not None
+    names = base.classifier.names
     report = (lambda done: on_progress(done, len(rows))) if on_progress else None
     found = predict(base, rows, on_progress=report)
     true_N = np.array([row.class_number for row in rows], np.int64)
-    usual = int(np.argmax(classes.counts))
+    usual = int(np.argmax(counts))
     usual_N = np.full_like(true_N, usual)
     # One is added to each count: a class that never occurred is unlikely, not impossible.
-    share_C = (np.array(classes.counts, np.float64) + 1) / (sum(classes.counts) + len(classes.names))
+    share_C = (np.array(counts, np.float64) + 1) / (sum(counts) + len(names))
     ones_N = np.ones(len(rows))
     measures = {
         "loss": PairedMeasure(
@@ -94,15 +97,15 @@ def compare_classes(
     }
     both = {name: totals(measure) for name, measure in measures.items()}
     sides = (usual_N, found.class_N)
-    both["macro_f1"] = tuple(macro_f1(true_N, side_N, len(classes.names)) for side_N in sides)  # type: ignore[assignment]
+    both["macro_f1"] = tuple(macro_f1(true_N, side_N, len(names)) for side_N in sides)  # type: ignore[assignment]
     draws = derive(seed, "bootstrap")
     difference = paired_bootstrap(measures, seed=draws)
-    difference["macro_f1"] = paired_macro_f1(true_N, *sides, len(classes.names), seed=draws)
+    difference["macro_f1"] = paired_macro_f1(true_N, *sides, len(names), seed=draws)
     return Comparison(
         base={name: values[0] for name, values in both.items()},
         adapter={name: values[1] for name, values in both.items()},
         difference=difference,
-        answers=_shown(classes, examples, found, true_N, usual, num_answers_shown, seed),
+        answers=_shown(names, examples, found, true_N, usual, num_answers_shown, seed),
         rows=tuple(
             Row(
                 source=row.source,
@@ -117,13 +120,13 @@ def compare_classes(
         max_new_tokens=0,
         notes=(
             f"the base has no head: it stands for the most frequent class of the training rows, "
-            f"'{classes.names[usual]}'",
+            f"'{names[usual]}'",
         ),
     )
 
 
 def _shown(
-    classes: Classes,
+    names: Sequence[str],
     examples: Sequence[Example],
     found: Predictions,
     true_N: NDArray[np.int64],
@@ -134,7 +137,7 @@ def _shown(
     """A seeded sample, in the order of the examples."""
     random = np.random.default_rng(derive(seed, "answers shown"))
     chosen = sorted(random.permutation(len(examples))[: max(0, num)].tolist())
-    names, predicted_N = classes.names, found.class_N
+    predicted_N = found.class_N
     return tuple(
         Answer(
             prompt=_text(examples[place]),

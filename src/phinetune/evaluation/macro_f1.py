@@ -7,9 +7,12 @@ Per class F1 is 2 TP / (predicted + true); the mean goes over the classes that a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from phinetune.evaluation.answers import Answered
 from phinetune.evaluation.bootstrap import (
     CONFIDENCE,
     MIN_EXAMPLES,
@@ -52,6 +55,22 @@ def paired_macro_f1(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(differences_R, [tail, 1 - tail])
     return Difference(value=value, low=float(low), high=float(high))
+
+
+def answered_macro_f1(
+    answered: Sequence[Answered], choices: Sequence[str], seed: int
+) -> tuple[tuple[float, float], Difference]:
+    """Of base and adapter over answers that are choices, and the difference; other references are a class too."""
+    texts = list(dict.fromkeys([*choices, *(entry.reference.strip() for entry in answered)]))
+    number = {text: place for place, text in enumerate(texts)}
+    # An answer cut off at the limit is no choice: it is a class of its own, and never right.
+    true_N, base_N, adapter_N = (
+        np.array([number.get(text.strip(), len(texts)) for text in side], np.int64)
+        for side in zip(*((entry.reference, entry.base, entry.adapter) for entry in answered), strict=True)
+    )
+    size = len(texts) + 1
+    both = macro_f1(true_N, base_N, size), macro_f1(true_N, adapter_N, size)
+    return both, paired_macro_f1(true_N, base_N, adapter_N, size, seed=seed)
 
 
 def _columns(true_N: Integers, predicted_N: Integers, num_classes: int) -> Floats:

@@ -25,7 +25,8 @@ from torch.nn.functional import linear
 from phinetune.base.errors import AdapterError
 from phinetune.lora.attach import linear_layers
 from phinetune.lora.files import check_layers
-from phinetune.lora.frozen import kind_of
+from phinetune.lora.frozen import TiledLinear, frozen_weight, kind_of
+from phinetune.lora.frozen import features as features_of
 from phinetune.lora.weights import AdapterWeights, Update
 
 # From this length on a run has products of its own (8 rows of 400 tokens, rank 16: 87 instead of 77 % of the
@@ -167,15 +168,21 @@ class MixedLinear(nn.Module):
     @property
     def num_bytes(self) -> int:
         """Of the merged weight, if there was one."""
-        return self._weight.nbytes if self.b_ERO is not None else 0
+        out_features, in_features = features_of(self.inner)
+        return out_features * in_features * self._dtype.itemsize if self.b_ERO is not None else 0
+
+    @property
+    def is_quantised(self) -> bool:
+        return isinstance(self.inner, TiledLinear)
 
     def merge(self, seat: int) -> None:
         """Hold the weight with this seat's update added in float32; 0: hold none."""
         self._merged_OI = None
         if seat and self.a_ERI is not None and self.b_ERO is not None:
-            weight_OI = self._weight if isinstance(self.inner, nn.Linear) else self._weight.t()
+            weight_OI = frozen_weight(self.inner)
+            assert isinstance(weight_OI, Tensor)
             update_OI = self.b_ERO[seat].t().float() @ self.a_ERI[seat].float()
-            self._merged_OI = (weight_OI.float() + update_OI).to(self._weight.dtype)
+            self._merged_OI = (weight_OI.float() + update_OI).to(self._dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         mix = self._mix
@@ -255,7 +262,12 @@ class MixedLayers:
             layer.place(seat, weights.get(name))
 
     def merge(self, seat: int, most_bytes: int) -> None:
-        """Hold this seat's adapter merged too, if that takes no more than so many bytes."""
+        """Hold this seat's adapter merged too, if that takes no more than so many bytes.
+
+        Never on a quantised base: its weights would be there in full, and rounded anew they would not be its.
+        """
+        if any(layer.is_quantised for layer in self._layers.values()):
+            return
         is_small = sum(layer.num_bytes for layer in self._layers.values()) <= most_bytes
         if is_small and self.mix.merged_seat != seat:
             for layer in self._layers.values():

@@ -9,21 +9,15 @@ import json
 from pathlib import Path
 
 from phinetune.base.errors import AdapterError, UserError
-from phinetune.data.conversation import Example
+from phinetune.data.reading import load_examples, resolve_dataset
 from phinetune.lora.files import CONFIG_FILE
 from phinetune.lora.weights import AdapterWeights
+from phinetune.models.catalog import find_model
 from phinetune.models.quantized import Quantization
 from phinetune.runs.folder import RunFolder
-from phinetune.runs.prepare import Prepared, prepare
-from phinetune.text.render import Rendered
+from phinetune.runs.prepare import Prepared, found_choices, prepare
+from phinetune.text.render import load_renderer
 from phinetune.training.settings import TrainingSettings
-
-
-def own_test_set(
-    run: RunFolder, settings: TrainingSettings
-) -> tuple[list[Example], list[tuple[int, Rendered]]]:
-    """The examples the run was judged by, fitted and sampled in the same way."""
-    return prepared_again(run, settings).used_test_examples()
 
 
 def prepared_again(run: RunFolder, settings: TrainingSettings) -> Prepared:
@@ -38,6 +32,15 @@ def prepared_again(run: RunFolder, settings: TrainingSettings) -> Prepared:
             do="put the old file back, or measure on the new one by naming it: --data FILE",
         )
     return prepared
+
+
+def choices_again(run: RunFolder, settings: TrainingSettings) -> tuple[str, ...] | None:
+    """The answers that a run's comparison was constrained to, from its training file."""
+    if settings.constrain_answers == "none":
+        return None
+    project = run.path.parent.parent
+    train = load_examples(resolve_dataset(settings.finetune_dataset, project).train)
+    return found_choices(settings, load_renderer(find_model(settings.model, root=project)), train)
 
 
 def trained_quantization(

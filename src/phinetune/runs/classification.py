@@ -70,5 +70,5 @@ def evaluate_classes(
     if data is not None:
         rows = labelled_rows(settings, classifier.renderer, examples, classes)
     return compare_classes(
-        classifier.base, classes, examples, rows, seed=settings.seed, on_progress=on_progress
+        classifier.base, classes.counts, examples, rows, seed=settings.seed, on_progress=on_progress
     )

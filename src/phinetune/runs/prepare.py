@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phinetune.base.errors import DataError, UserError
+from phinetune.base.errors import DataError, SettingsError, UserError
 from phinetune.data.classes import Classes, check_labels, classes_of, require_labels
 from phinetune.data.conversation import Conversation, Example, PlainText
 from phinetune.data.reading import load_examples, resolve_dataset
@@ -25,6 +25,8 @@ from phinetune.training.labelled import fit_labelled
 from phinetune.training.plan import Plan, make_plan
 from phinetune.training.settings import TrainingSettings
 
+MOST_CHOICES = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -38,6 +40,8 @@ class Prepared:
     test: Fitted
     plan: Plan
     classes: Classes | None = None
+    # The only texts that may be answered in the comparison; None: any.
+    choices: tuple[str, ...] | None = None
 
     def used_test_examples(self) -> tuple[list[Example], list[tuple[int, Rendered]]]:
         """The test examples of the plan, and their rendered pieces as (place of the example, piece)."""
@@ -74,7 +78,26 @@ def prepare(project: Path, settings: TrainingSettings) -> Prepared:
         test=test,
         plan=make_plan(settings, train, test),
         classes=classes,
+        choices=found_choices(settings, renderer, train_examples),
     )
+
+
+def found_choices(
+    settings: TrainingSettings, renderer: Renderer, examples: Sequence[Example]
+) -> tuple[str, ...] | None:
+    """The different answers of the training rows, where the settings constrain answers to them."""
+    if settings.constrain_answers == "none" or settings.task == "classification":
+        return None
+    chats = [example for example in examples if isinstance(example, Conversation)]
+    answers = tuple(sorted({renderer.split(chat)[1].strip() for chat in chats} - {""}))
+    if not 1 < len(answers) <= MOST_CHOICES:
+        raise SettingsError(
+            "answers cannot be constrained to those of the training rows",
+            where="constrain_answers",
+            why=f"they have {len(answers):,} different answers; 2 to {MOST_CHOICES:,} can be chosen from",
+            do="write constrain_answers: none",
+        )
+    return answers
 
 
 def found_classes(project: Path, settings: TrainingSettings, examples: Sequence[Example]) -> Classes | None:

@@ -71,7 +71,7 @@ def compare_with_base(
     if prepared.classes:
         rows = [row for _, row in pieces if isinstance(row, Labelled)]
         return compare_classes(
-            base, prepared.classes, examples, rows, seed=settings.seed, on_progress=on_progress
+            base, prepared.classes.counts, examples, rows, seed=settings.seed, on_progress=on_progress
         )
     return compare(
         base,
@@ -84,6 +84,7 @@ def compare_with_base(
         seed=settings.seed,
         system_prompt=settings.system_prompt,
         loss_on=settings.loss_on,
+        choices=prepared.choices,
         on_progress=on_progress,
     )
 

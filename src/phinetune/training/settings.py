@@ -191,6 +191,11 @@ class TrainingSettings(BaseModel):
         "Test examples that base and adapter answer at the end; 0: compare losses only.",
         ge=0,
     )
+    constrain_answers: Literal["none", "training"] = _in(
+        "phinetune",
+        "none",
+        "training: in the comparison both sides may only give answers that stand in the training rows.",
+    )
     compare_max_new_tokens: int | None = _in(
         "phinetune",
         None,

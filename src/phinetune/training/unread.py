@@ -106,6 +106,12 @@ _RULES: tuple[tuple[str, Question, str, str], ...] = (
     ("loss_on", _is_classification, "a classification trains on labels", "loss_on: assistant"),
     ("compare_nsamples", _is_classification, "a classifier answers every test row", "compare_nsamples: 200"),
     (
+        "constrain_answers",
+        lambda s: s.task == "classification" or s.compare_nsamples == 0,
+        "nothing is answered in words",
+        "constrain_answers: none",
+    ),
+    (
         "compare_max_new_tokens",
         _is_classification,
         "a classifier writes no answers",

@@ -81,7 +81,7 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "quantize": ("int8", "quantize", {}),
     "report_to": ("[tensorboard]", "files", {}),
     "compare_nsamples": ("1", "num_answers", {}),
-    "constrain_answers": ("training", "answers", {}),
+    "constrain_answers": ("training", "answers", {"compare_max_new_tokens": "12"}),
     "compare_max_new_tokens": ("1", "answers", {}),
 }
 

@@ -60,7 +60,7 @@ def paired_macro_f1(
 def answered_macro_f1(
     answered: Sequence[Answered], choices: Sequence[str], seed: int
 ) -> tuple[tuple[float, float], Difference]:
-    """Of base and adapter over answers that are choices, and the difference; other references are a class too."""
+    """Of base and adapter over answers that are choices; other references are classes too."""
     texts = list(dict.fromkeys([*choices, *(entry.reference.strip() for entry in answered)]))
     number = {text: place for place, text in enumerate(texts)}
     # An answer cut off at the limit is no choice: it is a class of its own, and never right.

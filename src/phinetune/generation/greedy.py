@@ -37,7 +37,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """The greedy answer to each prompt, in the order given, without the stop token.
 
-    With a `grammar` every answer has its form: at each token the likeliest that fits. An answer ends at a stop token, after `max_new_tokens`, or where the model's context is full.
+    With a `grammar` every answer has its form: each token is the likeliest that fits. An answer ends at a
+    stop token, after `max_new_tokens`, or where the model's context is full.
     `on_progress(done, total)` counts prompts.
 
     Raises `UserError` when a prompt is empty or leaves no room in the model's context.

@@ -149,6 +149,9 @@ def test_a_chat_is_classified_as_it_was_trained(new_project):
     classifier = phinetune.load_classifier(project / "runs" / "r")
     (found,) = classifier.classify([[Message(role="user", content="green six cups")]])
     assert found.label == "green"
+    # A bare text is read as a user's turn, not as a text: the model saw nothing else.
+    (bare,) = classifier.classify(["green six cups"])
+    assert bare == found
     assert sum(found.probabilities.values()) == pytest.approx(1)
     assert found.probability == max(found.probabilities.values()) > 0.5
     assert classifier.classify([]) == []

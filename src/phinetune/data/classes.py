@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phinetune.base.errors import DataError, SettingsError, nearest
-from phinetune.data.conversation import Example
+from phinetune.data.conversation import Conversation, Example
 
 NUM_SHOWN = 5
 
@@ -30,6 +30,8 @@ class Classes:
     names: tuple[str, ...]
     counts: tuple[int, ...]
     weights: tuple[float, ...] | None = None
+    # Whether the training rows are chats: a bare text is then read as a user's turn.
+    reads_chats: bool = False
 
     def number(self, name: str) -> int:
         """The place of a name. Raises `ValueError` for one that is not there."""
@@ -46,7 +48,7 @@ def classes_of(
     >>> from phinetune.data.conversation import PlainText, Source
     >>> rows = [PlainText(text=x, source=Source(file="x", line=1), label=x) for x in ("b", "a", "b")]
     >>> classes_of(rows, weighting="balanced")
-    Classes(names=('a', 'b'), counts=(1, 2), weights=(1.5, 0.75))
+    Classes(names=('a', 'b'), counts=(1, 2), weights=(1.5, 0.75), reads_chats=False)
     """
     require_labels(examples)
     found = Counter(str(example.label) for example in examples)
@@ -61,6 +63,7 @@ def classes_of(
     names = tuple(given)
     check_labels(examples, names, str(file) if file else "the training rows")
     counts = tuple(found.get(name, 0) for name in names)
+    reads_chats = all(isinstance(example, Conversation) for example in examples)
     weights: list[float] = list(given.values())
     if weighting == "balanced":
         if len(set(weights)) > 1:
@@ -71,9 +74,14 @@ def classes_of(
             )
         weights = [1 / count if count else 0.0 for count in counts]
     if len({weight for weight, count in zip(weights, counts, strict=True) if count}) == 1:
-        return Classes(names=names, counts=counts)
+        return Classes(names=names, counts=counts, reads_chats=reads_chats)
     mean = sum(weight * count for weight, count in zip(weights, counts, strict=True)) / sum(counts)
-    return Classes(names=names, counts=counts, weights=tuple(weight / mean for weight in weights))
+    return Classes(
+        names=names,
+        counts=counts,
+        weights=tuple(weight / mean for weight in weights),
+        reads_chats=reads_chats,
+    )
 
 
 def require_labels(examples: Sequence[Example]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phinetune.base.errors import DataError
-from phinetune.data.conversation import Conversation, Message, PlainText, Source
+from phinetune.data.conversation import Conversation, Example, Message, PlainText, Source
 from phinetune.evaluation.classify import predict
 from phinetune.models.loading import Base
 from phinetune.text.labelled import labelled, read_ids
@@ -41,20 +41,14 @@ class TextClassifier:
         return self.base.classifier.names
 
     def classify(self, inputs: Sequence[str | Sequence[Message]]) -> list[Classified]:
-        """The class of each text or chat. Rows are read as they were in training.
+        """The class of each text or chat; a bare text is a user's turn where chats were trained.
 
         Raises `DataError` for an empty input or one that is longer than the model's context.
         """
         rows = []
         for number, given in enumerate(inputs, start=1):
-            source = Source(file="input", line=number)
-            example = (
-                PlainText(text=given, source=source)
-                if isinstance(given, str)
-                else Conversation(messages=tuple(given), source=source)
-            )
-            if not given or (isinstance(given, str) and not given.strip()):
-                raise DataError("there is nothing to classify", where=str(source), do="give some text")
+            example = self._example(given, Source(file="input", line=number))
+            source = example.source
             row = labelled(read_ids(self.renderer, example, self._system_prompt), example, 0)
             if row.num_tokens > self.base.max_length:
                 raise DataError(
@@ -65,6 +59,16 @@ class TextClassifier:
                 )
             rows.append(row)
         return [self._classified(log_p_C) for log_p_C in predict(self.base, rows).log_p_NC] if rows else []
+
+    def _example(self, given: str | Sequence[Message], source: Source) -> Example:
+        if not given or (isinstance(given, str) and not given.strip()):
+            raise DataError("there is nothing to classify", where=str(source), do="give some text")
+        if not isinstance(given, str):
+            return Conversation(messages=tuple(given), source=source)
+        assert self.base.classifier is not None
+        if self.base.classifier.reads_chats:
+            return Conversation(messages=(Message(role="user", content=given),), source=source)
+        return PlainText(text=given, source=source)
 
     def _classified(self, log_p_C: np.ndarray) -> Classified:
         p_C = np.exp(log_p_C)

@@ -28,20 +28,31 @@ from phinetune.models.loading import Base
 HEAD = "score.weight"
 # The key of the adapter's metadata that holds the names of the classes as JSON.
 LABELS_KEY = "labels"
+# And the key that says what it reads: chats or texts.
+READS_KEY, CHATS, TEXTS = "reads", "chats", "texts"
 TASK_TYPE = "SEQ_CLS"
 _INITIAL_SPREAD = 0.02
 
 
 class Classifier(nn.Module):
-    """The head: `score` (classes, hidden), the names of the classes, and what each weighs in the loss."""
+    """The head: `score` (classes, hidden), the names of the classes, and what each weighs in the loss.
+
+    With `reads_chats` it was trained on chats, and a bare text stands for a user's turn.
+    """
 
     weights_C: Tensor | None
 
     def __init__(
-        self, hidden_size: int, names: Sequence[str], weights: Sequence[float] | None, device: torch.device
+        self,
+        hidden_size: int,
+        names: Sequence[str],
+        weights: Sequence[float] | None,
+        device: torch.device,
+        *,
+        reads_chats: bool,
     ) -> None:
         super().__init__()
-        self.names = tuple(names)
+        self.names, self.reads_chats = tuple(names), reads_chats
         self.score = nn.Linear(hidden_size, len(self.names), bias=False, device=device, dtype=torch.float32)
         self.register_buffer("weights_C", None if weights is None else torch.tensor(weights, device=device))
 
@@ -85,10 +96,17 @@ class ClassifierAdapter(Adapter):
         return {HEAD: self.classifier.score.weight.detach().to("cpu", copy=True)}
 
 
-def with_classifier(base: Base, names: Sequence[str], weights: Sequence[float] | None = None) -> Base:
+def with_classifier(
+    base: Base,
+    names: Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    reads_chats: bool = False,
+) -> Base:
     """The same base with an untrained head for these classes."""
     hidden_size = int(base.model.config.get_text_config().hidden_size)
-    return dataclasses.replace(base, classifier=Classifier(hidden_size, names, weights, base.device))
+    classifier = Classifier(hidden_size, names, weights, base.device, reads_chats=reads_chats)
+    return dataclasses.replace(base, classifier=classifier)
 
 
 def attach_to(base: Base, settings: LoraSettings, *, seed: int) -> Adapter:

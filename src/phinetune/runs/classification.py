@@ -12,7 +12,7 @@ from phinetune.evaluation.classify import compare_classes
 from phinetune.evaluation.compare import Comparison, Progress
 from phinetune.evaluation.text_classifier import TextClassifier
 from phinetune.lora.peft_format import read_peft
-from phinetune.models.classifier import class_names, load_on, with_classifier
+from phinetune.models.classifier import CHATS, READS_KEY, class_names, load_on, with_classifier
 from phinetune.models.loading import load_base
 from phinetune.models.quantized import Quantization
 from phinetune.runs.again import base_name_of, prepared_again, trained_quantization
@@ -42,7 +42,7 @@ def load_text_classifier(
         quantize=quantize or trained_quantization(settings, weights, str(folder)),
         root=root,
     )
-    base = with_classifier(base, names)
+    base = with_classifier(base, names, reads_chats=weights.metadata.get(READS_KEY) == CHATS)
     load_on(base, folder)
     system_prompt = settings.system_prompt if settings else weights.metadata.get("system_prompt") or None
     return TextClassifier(base, load_renderer(base.folder), system_prompt=system_prompt)

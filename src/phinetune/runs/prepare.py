@@ -148,7 +148,9 @@ def _fitted(
 def prepared_base(base: Base, prepared: Prepared) -> Base:
     """The base with a head for the classes of a classification, or as it is."""
     classes = prepared.classes
-    return with_classifier(base, classes.names, classes.weights) if classes else base
+    if not classes:
+        return base
+    return with_classifier(base, classes.names, classes.weights, reads_chats=classes.reads_chats)
 
 
 def lora_settings(settings: TrainingSettings) -> LoraSettings:

@@ -17,7 +17,7 @@ from typing import Any
 
 from phinetune.base.files import sha256_file
 from phinetune.lora.attach import Adapter
-from phinetune.models.classifier import LABELS_KEY
+from phinetune.models.classifier import CHATS, LABELS_KEY, READS_KEY, TEXTS
 from phinetune.models.loading import Base
 from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
@@ -110,6 +110,14 @@ def data_values(files: Sequence[DataFile], plans: Sequence[SetPlan]) -> dict[str
     }
 
 
+def _head_metadata(base: Base) -> dict[str, str]:
+    """What the head of a classification tells apart, and what it reads."""
+    if base.classifier is None:
+        return {}
+    reads = CHATS if base.classifier.reads_chats else TEXTS
+    return {LABELS_KEY: json.dumps(list(base.classifier.names)), READS_KEY: reads}
+
+
 def adapter_metadata(
     base: Base,
     settings: TrainingSettings,
@@ -122,7 +130,7 @@ def adapter_metadata(
     return {
         **({"lineage": json.dumps(list(lineage), sort_keys=True)} if lineage else {}),
         **({"quantize": base.quantize} if base.quantize != "none" else {}),
-        **({LABELS_KEY: json.dumps(list(base.classifier.names))} if base.classifier else {}),
+        **_head_metadata(base),
         "base_name": base.name,
         "base_sha256": base.sha256,
         "train_sha256": files[0].sha256,

@@ -25,7 +25,7 @@ from typing import Any
 
 HIDDEN, INTER, LAYERS, HEADS, VOCAB = 3_072, 8_192, 32, 32, 32_064
 NUM_BYTES = 2 * (LAYERS * (HIDDEN * (4 * HIDDEN + 3 * INTER) + 2 * HIDDEN) + HIDDEN * (2 * VOCAB + 1))
-SEQLEN = 512
+SEQLEN, PROBED = 512, 128
 KINDS = ("none", "int8", "nf4")
 # What is measured: the base's form, with + where activations are recomputed (gradient_checkpointing: true).
 FORMS = ("none", "none+", "int8+", "nf4", "nf4+")
@@ -39,7 +39,7 @@ def main() -> None:
         kind = options.child.rstrip("+")
         print(json.dumps(_trained(options.folder, kind, options.child.endswith("+"), options.steps)))
         return
-    _require_model(options.folder)
+    _require_model(options.folder, options.layers)
     rows = []
     for form in options.forms.split(","):
         print(f"training on the base in {_title(form)} ...", file=sys.stderr, flush=True)
@@ -61,6 +61,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="memory of training on a base of Phi-3-mini's shape")
     parser.add_argument("--folder", type=Path, required=True, help="where the model is, or is written")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="blocks of a model that is written")
     parser.add_argument("--steps", type=int, default=3, help="training steps")
     parser.add_argument("--forms", default=",".join(FORMS), help="none, int8, nf4, each with + or without")
     parser.add_argument("--clean", action="store_true", help="delete the folder at the end")
@@ -69,7 +70,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _require_model(folder: Path) -> None:
+def _require_model(folder: Path, num_layers: int) -> None:
     if (folder / "config.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,11 +79,12 @@ def _require_model(folder: Path) -> None:
         sys.exit(f"the model takes {NUM_BYTES / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free")
     print(f"writing {NUM_BYTES / 1e9:.1f} GB of random weights ...", file=sys.stderr, flush=True)
     # In a process of its own: a child inherits the largest size of the process that starts it.
-    script = "import sys, memory_phi3_mini, pathlib; memory_phi3_mini.write_model(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, cwd=Path(__file__).parent)
+    script = "import sys, memory_phi3_mini as m; m.write_model(m.Path(sys.argv[1]), int(sys.argv[2]))"
+    command = [sys.executable, "-c", script, str(folder.resolve()), str(num_layers)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parent)
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, num_layers: int) -> None:
     """Write the model two blocks at a time; config.json comes last, as the sign that all is there."""
     import torch
     from safetensors.torch import save_file
@@ -100,9 +102,9 @@ def write_model(folder: Path) -> None:
         places.update(dict.fromkeys(tensors, name))
 
     write(0, {"model.embed_tokens.weight": drawn(VOCAB, HIDDEN)})
-    for first in range(0, LAYERS, 2):
+    for first in range(0, num_layers, 2):
         tensors = {}
-        for layer in (first, first + 1):
+        for layer in range(first, min(first + 2, num_layers)):
             name = f"model.layers.{layer}"
             tensors |= {
                 f"{name}.self_attn.qkv_proj.weight": drawn(3 * HIDDEN, HIDDEN),
@@ -114,14 +116,14 @@ def write_model(folder: Path) -> None:
             }
         write(first // 2 + 1, tensors)
     norm = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    write(LAYERS // 2 + 1, {"model.norm.weight": norm, "lm_head.weight": drawn(VOCAB, HIDDEN)})
+    write(num_layers // 2 + 2, {"model.norm.weight": norm, "lm_head.weight": drawn(VOCAB, HIDDEN)})
     index = {"metadata": {"total_size": NUM_BYTES}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     config = Phi3Config(
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
         intermediate_size=INTER,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=num_layers,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         tie_word_embeddings=False,
@@ -146,8 +148,10 @@ def _trained(folder: Path, kind: str, is_checkpointed: bool, num_steps: int) -> 
 
     from phinetune.data.conversation import Source
     from phinetune.lora.attach import LoraSettings, attach
+    from phinetune.models.batch import PackedBatch
     from phinetune.models.loading import load_base
-    from phinetune.models.memory import StepShape, forecast_bytes
+    from phinetune.models.loss import trained_token_loss
+    from phinetune.models.memory import Costs, StepShape, held_bytes, saved_bytes
     from phinetune.text.render import Rendered
     from phinetune.training.loop import start
     from phinetune.training.settings import TrainingSettings
@@ -165,7 +169,6 @@ def _trained(folder: Path, kind: str, is_checkpointed: bool, num_steps: int) -> 
     loaded_bytes = _largest_resident_bytes()
     shape = LoraSettings(rank=settings.lora_r, alpha=settings.lora_alpha, dropout=settings.lora_dropout)
     adapter = attach(base.model, shape, seed=0)
-    state = start(base, adapter, settings)
     rng = np.random.default_rng(0)
     trained = np.arange(SEQLEN) >= SEQLEN // 2
     rows = [
@@ -176,6 +179,14 @@ def _trained(folder: Path, kind: str, is_checkpointed: bool, num_steps: int) -> 
         )
         for step in range(num_steps)
     ]
+    few = Rendered(ids=rows[0].ids[:PROBED], trained=trained[-PROBED:], source=rows[0].source)
+    probed = PackedBatch.lay([few])
+    saved = saved_bytes(base, lambda: trained_token_loss(base, probed))
+    costs = Costs.of(base, saved / PROBED, num_adapter_parameters=adapter.num_parameters, num_moments=2)
+    shape_of_step = StepShape(num_tokens=SEQLEN, num_trained_tokens=SEQLEN // 2, longest_segment=SEQLEN)
+    tensors = costs.kept() + costs.step(shape_of_step, is_checkpointed=is_checkpointed)
+    expected = int(held_bytes(base.device) + tensors + costs.around(tensors))
+    state = start(base, adapter, settings)
     seconds, losses = [], []
     for step in range(num_steps):
         began = time.perf_counter()
@@ -184,17 +195,6 @@ def _trained(folder: Path, kind: str, is_checkpointed: bool, num_steps: int) -> 
         )
         seconds.append(round(time.perf_counter() - began, 2))
         losses.append(result.loss)
-    expected = forecast_bytes(
-        base,
-        adapter.num_parameters,
-        StepShape(
-            num_tokens=SEQLEN,
-            num_trained_tokens=SEQLEN // 2,
-            longest_segment=SEQLEN,
-            has_dropout=settings.lora_dropout > 0,
-            is_checkpointed=settings.gradient_checkpointing,
-        ),
-    )
     return {
         "form": kind + ("+" if is_checkpointed else ""),
         "peak_bytes": _largest_resident_bytes(),

@@ -23,7 +23,6 @@ from phinetune.models import quantized as module
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import load_base
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.memory import weight_bytes
 from phinetune.models.quantized import BITS, QuantizedLinear, quantized
 
 KINDS = ("int8", "nf4")
@@ -148,6 +147,13 @@ def test_a_loaded_base_is_the_model_with_dequantised_weights(kind, name, tmp_pat
     batch = PackedBatch.lay(random_rows([5, 40, 17]))
     expected = token_scores(with_model(base, model), batch)
     torch.testing.assert_close(token_scores(base, batch).nll_N, expected.nll_N, rtol=1e-5, atol=1e-5)
+
+
+def weight_bytes(model):
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    codes = [code for layer in layers for code in layer.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*frozen, *codes))
 
 
 def with_model(base, model):

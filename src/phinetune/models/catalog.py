@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def refuse_quantized_files(folder: Path) -> None:
             why=f"config.json says quantization_config: {method}; merging needs the original weights",
             do="name the model in its original precision; quantize: nf4 or int8 keeps it small in memory",
         )
+
+
+def num_weights(folder: Path) -> int:
+    """The entries of all tensors of a model folder, by the files' headers."""
+    total = 0
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, path.stat().st_size)) or "{}")
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total
 
 
 def weights_sha256(folder: Path) -> str:

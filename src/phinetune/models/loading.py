@@ -23,7 +23,7 @@ from phinetune.models import attention, device
 from phinetune.models.batch import PackedBatch
 from phinetune.models.catalog import find_model, refuse_quantized_files, weights_sha256
 from phinetune.models.piecewise import load_quantized
-from phinetune.models.quantized import Quantization, num_weights, require_quantizer
+from phinetune.models.quantized import Quantization, num_original_weights, require_quantizer
 
 if TYPE_CHECKING:
     from phinetune.models.classifier import Classifier
@@ -176,7 +176,7 @@ def load_base(
         model=model,
         sha256=weights_sha256(folder),
         compute=compute,
-        num_parameters=num_weights(model),
+        num_parameters=num_original_weights(model),
         quantize=quantize,
     )
     _check_head(base)

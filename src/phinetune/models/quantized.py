@@ -146,7 +146,7 @@ def require_quantizer(kind: str) -> None:
         _bitsandbytes()
 
 
-def num_weights(model: nn.Module) -> int:
+def num_original_weights(model: nn.Module) -> int:
     """The weights that stand for the original's, however they are kept."""
     kept = sum(parameter.numel() for parameter in model.parameters())
     for layer in model.modules():

@@ -20,17 +20,18 @@ class EchoModel:
     """Answers with what it was asked, and remembers the calls."""
 
     def __init__(self, *, has_adapter: bool = True, system_prompt: str | None = None) -> None:
-        self.base = SimpleNamespace(name="echo")
+        self.base = SimpleNamespace(name="echo", quantize="none")
         self.adapters = ["adapter"] if has_adapter else []
         self.system_prompt, self.data_system_prompt = system_prompt, None
         self.calls: list[tuple[list[tuple[str, str]], str]] = []
         self.temperatures: list[float] = []
+        self.forced: dict[str, str] = {}
 
     @property
     def has_own_adapter(self) -> bool:
         return "adapter" in self.adapters
 
-    def load_adapter(self, name: str, path: Path) -> None:
+    def load_adapter(self, name: str, path: Path, *, force_base: bool) -> None:
         if "bad" in name:
             raise AdapterError("this is no adapter", where=str(path))
         self.adapters.append(name)

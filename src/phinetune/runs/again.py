@@ -11,6 +11,7 @@ from pathlib import Path
 from phinetune.base.errors import AdapterError, UserError
 from phinetune.data.reading import load_examples, resolve_dataset
 from phinetune.lora.files import CONFIG_FILE
+from phinetune.lora.peft_config import read_config
 from phinetune.lora.weights import AdapterWeights
 from phinetune.models.catalog import find_model
 from phinetune.models.quantized import Quantization
@@ -62,11 +63,7 @@ def trained_quantization(
 
 def base_name_of(adapter_folder: Path) -> str:
     """The base that a PEFT directory names. Raises `AdapterError` when it names none."""
-    try:
-        config = json.loads((adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError:
-        config = {}
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    name = read_config(adapter_folder / CONFIG_FILE).get("base_model_name_or_path")
     if not name:
         raise AdapterError(
             "the adapter does not say which base it belongs to",

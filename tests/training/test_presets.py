@@ -192,6 +192,12 @@ def test_a_key_of_the_trainer_becomes_the_setting_that_does_the_same(tmp_path, p
         ("'target_modules': 'o_proj'", "lora_target_modules", ("o_proj",)),
         ("'target_modules': None", "lora_target_modules", None),
         ("'use_dora': False, 'rank_pattern': {}, 'layers_to_transform': None, 'r': 4", "lora_r", 4),
+        ("'use_rslora': True", "use_rslora", True),
+        ("'rank_pattern': {'o_proj': 4}", "rank_pattern", {"o_proj": 4}),
+        ("'rank_pattern': None", "rank_pattern", {}),
+        ("'alpha_pattern': {'o_proj': 4}", "alpha_pattern", {"o_proj": 4.0}),
+        ("'layers_to_transform': 3", "layers_to_transform", (3,)),
+        ("'layers_to_transform': [0, 3], 'layers_pattern': 'h'", "layers_pattern", ("h",)),
     ],
 )
 def test_a_key_of_peft_becomes_the_setting_that_does_the_same(tmp_path, pair, setting, value):
@@ -212,7 +218,8 @@ def test_a_key_of_peft_becomes_the_setting_that_does_the_same(tmp_path, pair, se
         ("peft_config = {\n 'bias': 'all'}\n", "'bias' cannot be 'all'", 2),
         ("peft_config = {\n 'task_type': 'SEQ_CLS'}\n", "'task_type' cannot be", 2),
         ("peft_config = {\n 'modules_to_save': ['lm_head']}\n", "'modules_to_save' cannot be", 2),
-        ("peft_config = {\n 'layers_to_transform': [0]}\n", "'layers_to_transform' cannot be", 2),
+        ("peft_config = {\n 'exclude_modules': ['o_proj']}\n", "'exclude_modules' cannot be", 2),
+        ("peft_config = {\n 'rank_pattern': {'o_proj': 0}}\n", "'rank_pattern' cannot be", 1),
     ],
 )
 def test_what_has_no_counterpart_is_refused_with_its_line(tmp_path, text, what, line):

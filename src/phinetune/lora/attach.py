@@ -1,24 +1,22 @@
-"""Choose the layers of a model to adapt, put LoRA layers in their place, and say what was covered.
+"""Put LoRA layers in the place of a model's chosen layers, and say what was covered.
 
-A name that matches nothing is an error: a half-attached adapter trains and answers, only badly.
-Knows nothing of files or training.
+Knows nothing of how layers are chosen, of files or of training.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from phinetune.base.errors import SettingsError, nearest
+from phinetune.base.errors import SettingsError
 from phinetune.base.seeds import derive
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
+from phinetune.lora.targets import DEFAULT_TARGETS, choose, default_targets, linear_layers
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -30,16 +28,6 @@ __all__ = [
     "linear_layers",
     "require_bare",
 ]
-
-# Every linear layer of the decoder blocks, by transformers' `model_type`.
-DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
-    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-}
-_SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-for _model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3"):
-    DEFAULT_TARGETS[_model_type] = _SPLIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +120,12 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     """Freeze `model` and put a `LoraLinear` in the place of every targeted linear layer.
 
     Targets are last parts of module names (`qkv_proj`), module paths, or either with `*`.
-    Raises `SettingsError` when a target matches no linear layer, or the model has an adapter already.
+    Raises `SettingsError` when a target, pattern or layer number matches no linear layer, or the model
+    has an adapter already.
     """
     require_bare(model)
     linears = linear_layers(model)
-    targets = settings.target_modules or default_targets(model)
-    chosen: dict[str, nn.Module] = {}
-    for target in targets:
-        matched = [name for name in linears if _matches(name, target)]
-        if not matched:
-            raise _no_match(target, linears, settings.target_modules is not None)
-        chosen.update((name, linears[name]) for name in matched)
+    chosen = choose(model, linears, settings)
     model.requires_grad_(False)
     layers: dict[str, LoraLinear] = {}
     for name in linears:  # the order of the model, whatever the order of the targets
@@ -168,44 +151,6 @@ def require_bare(model: nn.Module) -> None:
             why="a second one would be attached to the layers of the first",
             do="detach the first adapter, or load the base again",
         )
-
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers that can be adapted, by path; the output head is not one of them."""
-    find_head: Any = getattr(model, "get_output_embeddings", None)
-    head = find_head() if find_head else None
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
-    }
-
-
-def default_targets(model: nn.Module) -> tuple[str, ...]:
-    """All linear layers of the blocks: by architecture, or found by looking when it is not known."""
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
-    if model_type in DEFAULT_TARGETS:
-        return DEFAULT_TARGETS[model_type]
-    return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_layers(model)))
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}") or fnmatch.fnmatchcase(name, target)
-
-
-def _no_match(target: str, linears: dict[str, nn.Module], was_asked: bool) -> SettingsError:
-    known = sorted({name.rsplit(".", 1)[-1] for name in linears})
-    near = nearest(target, known)
-    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
-    fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
-    if fused.get(target) in known:
-        near = fused[target]
-    return SettingsError(
-        f"target module '{target}' matches no linear layer of the model",
-        where="lora_target_modules" if was_asked else "the default targets of this architecture",
-        why=f"the model's linear layers are named {', '.join(known)}",
-        do=f"write '{near}'" if near else "choose from these names",
-    )
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, nearest
 from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
+from phinetune.lora.settings import LoraSettings, fits
 from phinetune.lora.tensor_file import read_header
 from phinetune.lora.weights import AdapterWeights, Update
 
@@ -29,6 +31,8 @@ __all__ = [
     "read_weights",
     "save_adapter",
 ]
+
+T = TypeVar("T")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Mapping[str, str]) -> None:
@@ -84,14 +88,29 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
             do="merge it into the base with 'phinetune adapter merge'",
         )
     check_layers(linear_layers(model), weights, where)
-    exact = replace(weights.settings, target_modules=tuple(weights.updates))
-    adapter = attach(model, exact, seed=0)
+    adapter = attach(model, _exact(weights), seed=0)
     adapter.settings = weights.settings
     tensors: dict[str, torch.Tensor] = {}
     for name, update in weights.updates.items():
         tensors |= {f"{name}.lora_A": update.a_RI, f"{name}.lora_B": update.b_OR}
     adapter.restore(tensors)
     return adapter
+
+
+def _exact(weights: AdapterWeights) -> LoraSettings:
+    """The settings with the layers of the file for targets; what means no layer of it is left out."""
+    settings, names = weights.settings, tuple(weights.updates)
+
+    def used(pattern: Mapping[str, T]) -> dict[str, T]:
+        return {key: value for key, value in pattern.items() if any(fits(name, key) for name in names)}
+
+    return replace(
+        settings,
+        target_modules=names,
+        layers_to_transform=None,
+        rank_pattern=used(settings.rank_pattern),
+        alpha_pattern=used(settings.alpha_pattern),
+    )
 
 
 def check_base(weights: AdapterWeights, *, where: str, base_sha256: str) -> None:

@@ -102,12 +102,20 @@ def _settings(config: Mapping[str, Any]) -> LoraSettings:
         use_rslora=bool(config.get("use_rslora")),
         rank_pattern={_key(k): int(v) for k, v in (config.get("rank_pattern") or {}).items()},
         alpha_pattern={_key(k): float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+        layers_to_transform=tuple(int(number) for number in _listed(config, "layers_to_transform")) or None,
+        layers_pattern=tuple(str(name) for name in _listed(config, "layers_pattern")),
     )
     ranks = [settings.rank, *settings.rank_pattern.values()]
     alphas = [settings.alpha, *settings.alpha_pattern.values()]
     if min(ranks) < 1 or not all(map(math.isfinite, alphas)) or not 0 <= settings.dropout < 1:
         raise ValueError(f"r {ranks}, alpha {alphas}, dropout {settings.dropout}")
     return settings
+
+
+def _listed(config: Mapping[str, Any], key: str) -> list[Any]:
+    """PEFT takes one value or a list of them, or nothing."""
+    value = config.get(key)
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _key(key: str) -> str:

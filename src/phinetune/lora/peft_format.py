@@ -98,6 +98,7 @@ def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
 def peft_config(weights: AdapterWeights) -> dict[str, Any]:
     """The content of `adapter_config.json`."""
     settings = weights.settings
+    numbers = settings.layers_to_transform
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -116,8 +117,8 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "use_dora": weights.uses_dora,
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": {key: _tidy(alpha) for key, alpha in settings.alpha_pattern.items()},
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        "layers_to_transform": list(numbers) if numbers else None,
+        "layers_pattern": list(settings.layers_pattern) or None,
     }
 
 

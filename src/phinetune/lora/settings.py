@@ -17,7 +17,8 @@ class LoraSettings:
     The update is scaled by alpha / rank, with `use_rslora` by alpha / √rank (arXiv 2312.03732).
     `rank_pattern` and `alpha_pattern` give single layers values of their own: a key is the end of a
     layer's name at a dot (`o_proj`, `layers.0.mlp.down_proj`), or with `^` the whole name; the first
-    that fits counts, as in PEFT.
+    that fits counts, as in PEFT. `layers_to_transform` leaves only layers in blocks of these numbers;
+    `layers_pattern` says in which lists of blocks, where a model has several.
 
     >>> settings = LoraSettings(rank=8, alpha=16, rank_pattern={"o_proj": 4})
     >>> settings.scaling_of("model.layers.0.self_attn.o_proj"), settings.scaling_of("qkv_proj")
@@ -31,6 +32,8 @@ class LoraSettings:
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
 
     @property
     def scaling(self) -> float:

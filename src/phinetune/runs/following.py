@@ -44,8 +44,10 @@ def shape_told(adapter: Adapter) -> bytes:
 def shape_of(told: bytes) -> LoraSettings:
     """What `shape_told` told."""
     values = json.loads(told)
-    targets = values["target_modules"]
-    return LoraSettings(**{**values, "target_modules": None if targets is None else tuple(targets)})
+    # JSON knows lists alone; every sequence of the settings is a tuple.
+    return LoraSettings(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
 
 
 def common_facts(base: Base, prepared: Prepared) -> Mapping[str, str]:

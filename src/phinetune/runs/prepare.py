@@ -79,4 +79,9 @@ def lora_settings(settings: TrainingSettings) -> LoraSettings:
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
         target_modules=settings.lora_target_modules,
+        use_rslora=settings.use_rslora,
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
+        layers_to_transform=settings.layers_to_transform,
+        layers_pattern=settings.layers_pattern,
     )

@@ -91,7 +91,7 @@ def test_dora_is_merged_by_its_own_arithmetic_but_not_taken_out(tmp_path):
     lengths = {name: torch.linspace(1, 2, u.out_features) for name, u in plain.updates.items()}
     dora = plain.with_updates({n: replace(u, magnitude_O=lengths[n]) for n, u in plain.updates.items()})
     report = merge(dora, str(base), tmp_path / "merged", where="x")
-    assert report.logit_error is None
+    assert report.logit_error < 1e-4 < report.logit_change
     after = load_file(tmp_path / "merged" / "model.safetensors")
     for name, length in lengths.items():
         torch.testing.assert_close(torch.linalg.norm(after[f"{name}.weight"], dim=1), length)

@@ -67,6 +67,7 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "lora_target_modules": ("[o_proj]", "targets", {}),
     "use_rslora": ("true", "adapter", {}),
     "loraplus_lr_ratio": ("4", "adapter", {}),
+    "use_dora": ("true", "num_parameters", {}),
     "rank_pattern": ("{o_proj: 2}", "num_parameters", {}),
     "alpha_pattern": ("{o_proj: 2}", "adapter", {}),
     "layers_to_transform": ("[1]", "num_parameters", {}),

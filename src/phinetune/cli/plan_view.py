@@ -40,7 +40,8 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if beginning:
         yield "begins", f"with the adapter {beginning}"
     if coverage := plan.get("coverage"):
-        yield "adapter", _coverage_text(coverage)
+        method = plan.get("method")
+        yield "adapter", _coverage_text(coverage) + (f"; {method}" if method else "")
     if compute := plan.get("compute"):
         yield "compute", str(compute)
     if forecast := plan.get("forecast"):

@@ -85,6 +85,12 @@ class MixedLinear(nn.Module):
         """The frozen weight: model code may ask for its type."""
         return self._weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias: an attached adapter's layer computes with the parts of what it stands on."""
+        bias: Tensor | None = self.inner.bias  # type: ignore[assignment]
+        return bias
+
     def place(self, seat: int, update: Update | None) -> None:
         """Seat an update; None empties the seat."""
         self._range = None

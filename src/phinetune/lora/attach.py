@@ -6,7 +6,7 @@ Knows nothing of how layers are chosen, of files or of training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,11 @@ from torch import nn
 
 from phinetune.base.errors import SettingsError
 from phinetune.base.seeds import derive
+from phinetune.lora.dora import DoraLinear
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.targets import DEFAULT_TARGETS, choose, default_targets, linear_layers
+from phinetune.lora.weights import Update
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -49,10 +51,10 @@ class Adapter:
         self.settings = settings
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """A and B of every layer as `<module>.lora_A`, `<module>.lora_B`, in the order of the model."""
+        """`<module>.lora_A`, `<module>.lora_B` and so on of every layer, in the order of the model."""
         for name, layer in self.layers.items():
-            yield f"{name}.lora_A", layer.lora_A
-            yield f"{name}.lora_B", layer.lora_B
+            for part, weight in layer.trained():
+                yield f"{name}.{part}", weight
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained weights, in the order of the model."""
@@ -78,7 +80,7 @@ class Adapter:
                     num_layers=len(layers),
                     in_features=layers[0].in_features,
                     out_features=layers[0].out_features,
-                    num_parameters=sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers),
+                    num_parameters=sum(w.numel() for layer in layers for _, w in layer.trained()),
                 )
             )
         return rows
@@ -110,6 +112,15 @@ class Adapter:
             for name, weight in self.named_parameters():
                 weight.copy_(weights[name])
 
+    def updates(self) -> dict[str, Update]:
+        """A copy of the weights, as files hold them."""
+        return {name: layer.update() for name, layer in self.layers.items()}
+
+    def take(self, updates: Mapping[str, Update]) -> None:
+        """Set the weights to those of `updates`, as they come from a file."""
+        for name, layer in self.layers.items():
+            layer.take(updates[name])
+
     def detach(self, model: nn.Module) -> None:
         """Put the frozen layers back in their places."""
         for name, layer in self.layers.items():
@@ -127,10 +138,11 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     linears = linear_layers(model)
     chosen = choose(model, linears, settings)
     model.requires_grad_(False)
+    kind = DoraLinear if settings.use_dora else LoraLinear
     layers: dict[str, LoraLinear] = {}
     for name in linears:  # the order of the model, whatever the order of the targets
         if name in chosen:
-            layers[name] = LoraLinear(
+            layers[name] = kind(
                 chosen[name],
                 rank=settings.rank_of(name),
                 scaling=settings.scaling_of(name),

@@ -18,7 +18,7 @@ from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 from phinetune.lora.settings import LoraSettings, fits
 from phinetune.lora.tensor_file import read_header
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights
 
 __all__ = [
     "CONFIG_FILE",
@@ -28,7 +28,6 @@ __all__ = [
     "load_adapter",
     "load_weights",
     "read_metadata",
-    "read_weights",
     "save_adapter",
 ]
 
@@ -40,12 +39,8 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
 
     `metadata` goes into the safetensors header, for example `base_sha256`.
     """
-    kept = adapter.snapshot()
     weights = AdapterWeights(
-        updates={
-            name: Update(a_RI=kept[f"{name}.lora_A"], b_OR=kept[f"{name}.lora_B"], scaling=layer.scaling)
-            for name, layer in adapter.layers.items()
-        },
+        updates=adapter.updates(),
         settings=adapter.settings,
         base_name=base_name,
         is_transposed=any(layer.is_transposed for layer in adapter.layers.values()),
@@ -56,14 +51,6 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
 def read_metadata(folder: Path) -> dict[str, str]:
     """The metadata of an adapter's weights file; empty for a file made elsewhere."""
     return read_header(folder / WEIGHTS_FILE)
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a PEFT directory, by the names of `Adapter.named_parameters`."""
-    weights: dict[str, torch.Tensor] = {}
-    for name, update in read_peft(folder).updates.items():
-        weights[f"{name}.lora_A"], weights[f"{name}.lora_B"] = update.a_RI, update.b_OR
-    return weights
 
 
 def load_adapter(model: nn.Module, folder: Path, *, base_sha256: str = "") -> Adapter:
@@ -80,20 +67,10 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     """
     require_bare(model)
     check_base(weights, where=where, base_sha256=base_sha256)
-    if weights.uses_dora:
-        raise AdapterError(
-            "the adapter uses 'use_dora', which cannot be attached",
-            where=where,
-            why="its layers also set the length of each row; ignoring that would give wrong answers",
-            do="merge it into the base with 'phinetune adapter merge'",
-        )
     check_layers(linear_layers(model), weights, where)
     adapter = attach(model, _exact(weights), seed=0)
     adapter.settings = weights.settings
-    tensors: dict[str, torch.Tensor] = {}
-    for name, update in weights.updates.items():
-        tensors |= {f"{name}.lora_A": update.a_RI, f"{name}.lora_B": update.b_OR}
-    adapter.restore(tensors)
+    adapter.take(weights.updates)
     return adapter
 
 
@@ -108,6 +85,7 @@ def _exact(weights: AdapterWeights) -> LoraSettings:
         settings,
         target_modules=names,
         layers_to_transform=None,
+        use_dora=weights.uses_dora,
         rank_pattern=used(settings.rank_pattern),
         alpha_pattern=used(settings.alpha_pattern),
     )

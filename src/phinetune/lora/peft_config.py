@@ -100,6 +100,7 @@ def _settings(config: Mapping[str, Any]) -> LoraSettings:
         dropout=float(config.get("lora_dropout") or 0.0),
         target_modules=tuple(sorted(targets)) if isinstance(targets, list) else None,
         use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
         rank_pattern={_key(k): int(v) for k, v in (config.get("rank_pattern") or {}).items()},
         alpha_pattern={_key(k): float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
         layers_to_transform=tuple(int(number) for number in _listed(config, "layers_to_transform")) or None,

@@ -34,11 +34,22 @@ class LoraSettings:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     layers_to_transform: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
+    use_dora: bool = False
 
     @property
     def scaling(self) -> float:
         """The scale of the layers that no pattern names."""
         return self._scale(self.alpha, self.rank)
+
+    @property
+    def method(self) -> str:
+        """What is not plain LoRA, in the words of its papers; "" when all is.
+
+        >>> LoraSettings(use_dora=True, use_rslora=True).method
+        'DoRA, rsLoRA'
+        """
+        names = (("DoRA", self.use_dora), ("rsLoRA", self.use_rslora))
+        return ", ".join(name for name, is_on in names if is_on)
 
     def rank_of(self, name: str) -> int:
         """The rank of the layer at this path."""

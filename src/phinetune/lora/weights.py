@@ -116,6 +116,7 @@ def described(updates: Mapping[str, Update], *, dropout: float = 0.0) -> LoraSet
         dropout=dropout,
         rank_pattern=_pattern(ranks, rank),
         alpha_pattern=_pattern(alphas, alpha),
+        use_dora=any(update.magnitude_O is not None for update in updates.values()),
     )
 
 

@@ -36,7 +36,7 @@ class MergeReport:
 
     `weight_change` is the greatest change of one weight by target; `rounding` the greatest distance of
     a written weight from the exact one. `logit_error` compares base and adapter side by side with the
-    merged model; None where the adapter cannot be attached.
+    merged model.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class MergeReport:
     weight_change: Mapping[str, float]
     rounding: float
     logit_change: float
-    logit_error: float | None
+    logit_error: float
 
 
 def merge(
@@ -186,14 +186,12 @@ def _merged(weight: Tensor, update: Update, is_transposed: bool) -> tuple[Tensor
 @torch.no_grad()
 def _logits(
     weights: AdapterWeights, folder: Path, out: Path, where: str, subtract: bool
-) -> tuple[float, float | None]:
+) -> tuple[float, float]:
     base = load_base(str(folder), device_name="cpu", dtype="float32")
     ids = torch.arange(_NUM_PROBES)[None] * 37 % base.vocab_size
     merged_model = load_base(str(out), device_name="cpu", dtype="float32")
     before, merged = (_probe(model.model, ids) for model in (base, merged_model))
     change = float((merged - before).abs().max())
-    if weights.uses_dora:
-        return change, None
     # Taken out: the result with the adapter attached must answer as what we began with.
     model, expected = (merged_model.model, before) if subtract else (base.model, merged)
     free = AdapterWeights(updates=weights.updates, settings=weights.settings)  # shapes were checked above

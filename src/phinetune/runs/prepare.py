@@ -84,4 +84,5 @@ def lora_settings(settings: TrainingSettings) -> LoraSettings:
         alpha_pattern=settings.alpha_pattern,
         layers_to_transform=settings.layers_to_transform,
         layers_pattern=settings.layers_pattern,
+        use_dora=settings.use_dora,
     )

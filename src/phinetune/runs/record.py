@@ -80,6 +80,7 @@ def plan_values(
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
+        "method": adapter.settings.method,
         "compute": f"{base.device.type}, {base.compute.reason}{processes}",
         "forecast": asdict(forecast),
     }

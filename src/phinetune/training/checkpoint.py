@@ -27,7 +27,8 @@ from torch import Tensor
 
 from phinetune.base.errors import UserError
 from phinetune.base.files import committed_dir, discard, manifest_fault
-from phinetune.lora.files import read_weights, save_adapter
+from phinetune.lora.files import save_adapter
+from phinetune.lora.peft_format import read_peft
 from phinetune.lora.tensor_file import read_tensors, write_tensors
 from phinetune.training.state import Counters, TrainState
 
@@ -96,7 +97,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> dict[str, str]:
     if values["best_loss"] is None:
         values["best_loss"] = math.inf
     state.set_counters(Counters(**values))
-    state.adapter.restore(read_weights(folder))
+    state.adapter.take(read_peft(folder).updates)
     own_best = state.adapter.snapshot() if state.best_step else {}
     best, moments = folder / BEST_FILE, folder / OPTIMIZER_FILE
     state.best_weights = _copies(best) if best.is_file() else own_best

@@ -128,6 +128,11 @@ class TrainingSettings(BaseModel):
     loraplus_lr_ratio: float = _in(
         "variants", 1.0, "LoRA+: the learning rate of B is this many times that of A; 16 is usual.", gt=0
     )
+    use_dora: bool = _in(
+        "variants",
+        False,
+        "DoRA: also train the length of each row of the adapted weights; see docs/variants.md.",
+    )
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = _in(
         "variants", {}, "Ranks of single layers by name: {down_proj: 4, layers.0.mlp.down_proj: 32}."
     )

@@ -68,6 +68,7 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "use_rslora": ("true", "adapter", {}),
     "loraplus_lr_ratio": ("4", "adapter", {}),
     "use_dora": ("true", "num_parameters", {}),
+    "init_lora_weights": ("pissa", "adapter", {}),
     "rank_pattern": ("{o_proj: 2}", "num_parameters", {}),
     "alpha_pattern": ("{o_proj: 2}", "adapter", {}),
     "layers_to_transform": ("[1]", "num_parameters", {}),

@@ -22,6 +22,8 @@ VARIANTS = {
         "loraplus_lr_ratio": 4.0, "layers_to_transform": (1,),
     },
     "DoRA": {"use_dora": True},
+    "PiSSA": {"init_lora_weights": "pissa_niter_3", "use_rslora": True, "rank_pattern": {"o_proj": 2}},
+    "OLoRA": {"init_lora_weights": "olora", "dtype": "bfloat16"},
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Knows nothing of how layers are chosen, of files or of training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from phinetune.base.errors import SettingsError
 from phinetune.base.seeds import derive
 from phinetune.lora.dora import DoraLinear
+from phinetune.lora.initial import layer_maker
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.targets import DEFAULT_TARGETS, choose, default_targets, linear_layers
@@ -102,15 +103,32 @@ class Adapter:
             for layer, was_enabled in zip(self.layers.values(), before, strict=True):
                 layer.is_enabled = was_enabled
 
+    @property
+    def has_other_form(self) -> bool:
+        """Whether files hold the weights in another form, from which they cannot be told exactly."""
+        return self.settings.starts_in_base
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights, and what else says what the adapter computes."""
+        yield from self.named_parameters()
+        for name, layer in self.layers.items():
+            for part, tensor in layer.fixed():
+                yield f"{name}.{part}", tensor
+
+    @property
+    def num_stored(self) -> int:
+        """The numbers of a snapshot."""
+        return sum(tensor.numel() for _, tensor in self.named_tensors())
+
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights on the CPU, by the names of `named_parameters`."""
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.named_parameters()}
+        """A copy of the weights on the CPU, by the names of `named_tensors`."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.named_tensors()}
 
     def restore(self, weights: dict[str, torch.Tensor]) -> None:
         """Set the weights to those of a `snapshot`."""
         with torch.no_grad():
-            for name, weight in self.named_parameters():
-                weight.copy_(weights[name])
+            for name, tensor in self.named_tensors():
+                tensor.copy_(weights[name])
 
     def updates(self) -> dict[str, Update]:
         """A copy of the weights, as files hold them."""
@@ -137,12 +155,12 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     require_bare(model)
     linears = linear_layers(model)
     chosen = choose(model, linears, settings)
+    make = _layer_maker(settings)
     model.requires_grad_(False)
-    kind = DoraLinear if settings.use_dora else LoraLinear
     layers: dict[str, LoraLinear] = {}
     for name in linears:  # the order of the model, whatever the order of the targets
         if name in chosen:
-            layers[name] = kind(
+            layers[name] = make(
                 chosen[name],
                 rank=settings.rank_of(name),
                 scaling=settings.scaling_of(name),
@@ -153,6 +171,18 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     adapter = Adapter(layers, settings)
     adapter.reset(seed)
     return adapter
+
+
+def _layer_maker(settings: LoraSettings) -> Callable[..., LoraLinear]:
+    if not settings.use_dora:
+        return layer_maker(settings)
+    if settings.init_lora_weights != "paper":
+        raise SettingsError(
+            f"DoRA cannot begin with {settings.init_lora_weights}",
+            where="init_lora_weights",
+            do="write init_lora_weights: paper, or use_dora: false",
+        )
+    return DoraLinear
 
 
 def require_bare(model: nn.Module) -> None:

@@ -13,12 +13,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, nearest
+from phinetune.base.errors import IncompatibleLowRankAdapter, nearest
 from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 from phinetune.lora.settings import LoraSettings, fits
 from phinetune.lora.tensor_file import read_header
-from phinetune.lora.weights import AdapterWeights
+from phinetune.lora.weights import AdapterWeights, Update, described
 
 __all__ = [
     "CONFIG_FILE",
@@ -39,9 +39,10 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
 
     `metadata` goes into the safetensors header, for example `base_sha256`.
     """
+    updates = adapter.updates()
     weights = AdapterWeights(
-        updates=adapter.updates(),
-        settings=adapter.settings,
+        updates=updates,
+        settings=_plain_settings(adapter.settings, updates) if adapter.has_other_form else adapter.settings,
         base_name=base_name,
         is_transposed=any(layer.is_transposed for layer in adapter.layers.values()),
     )
@@ -72,6 +73,16 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     adapter.settings = weights.settings
     adapter.take(weights.updates)
     return adapter
+
+
+def _plain_settings(settings: LoraSettings, updates: Mapping[str, Update]) -> LoraSettings:
+    """The settings of the plain updates that weights in another form were written as."""
+    return replace(
+        described(updates, dropout=settings.dropout),
+        target_modules=settings.target_modules,
+        layers_to_transform=settings.layers_to_transform,
+        layers_pattern=settings.layers_pattern,
+    )
 
 
 def _exact(weights: AdapterWeights) -> LoraSettings:

@@ -65,6 +65,10 @@ class LoraLinear(nn.Module):
         yield "lora_A", self.lora_A
         yield "lora_B", self.lora_B
 
+    def fixed(self) -> Iterator[tuple[str, Tensor]]:
+        """What belongs to the layer's state and is not trained."""
+        return iter(())
+
     def update(self) -> Update:
         """A copy of the weights on the CPU, as a file holds them."""
         a_RI, b_OR = (weight.detach().to("cpu", copy=True) for weight in (self.lora_A, self.lora_B))

@@ -9,6 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# What `init_lora_weights` may say: the words, and a number of iterations in one of them.
+STARTS = r"paper|gaussian|pissa|pissa_niter_[1-9][0-9]?|olora"
+_STARTS_IN_BASE = ("pissa", "olora")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSettings:
@@ -18,7 +22,8 @@ class LoraSettings:
     `rank_pattern` and `alpha_pattern` give single layers values of their own: a key is the end of a
     layer's name at a dot (`o_proj`, `layers.0.mlp.down_proj`), or with `^` the whole name; the first
     that fits counts, as in PEFT. `layers_to_transform` leaves only layers in blocks of these numbers;
-    `layers_pattern` says in which lists of blocks, where a model has several.
+    `layers_pattern` says in which lists of blocks, where a model has several. `use_dora` and
+    `init_lora_weights` (one of `STARTS`) choose another kind of layer.
 
     >>> settings = LoraSettings(rank=8, alpha=16, rank_pattern={"o_proj": 4})
     >>> settings.scaling_of("model.layers.0.self_attn.o_proj"), settings.scaling_of("qkv_proj")
@@ -35,11 +40,17 @@ class LoraSettings:
     layers_to_transform: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
     use_dora: bool = False
+    init_lora_weights: str = "paper"
 
     @property
     def scaling(self) -> float:
         """The scale of the layers that no pattern names."""
         return self._scale(self.alpha, self.rank)
+
+    @property
+    def starts_in_base(self) -> bool:
+        """Whether A and B begin with a part of the base's weights."""
+        return self.init_lora_weights.startswith(_STARTS_IN_BASE)
 
     @property
     def method(self) -> str:
@@ -49,7 +60,8 @@ class LoraSettings:
         'DoRA, rsLoRA'
         """
         names = (("DoRA", self.use_dora), ("rsLoRA", self.use_rslora))
-        return ", ".join(name for name, is_on in names if is_on)
+        begun = "" if self.init_lora_weights == "paper" else f"begun with {self.init_lora_weights}"
+        return ", ".join([*(name for name, is_on in names if is_on), *([begun] if begun else [])])
 
     def rank_of(self, name: str) -> int:
         """The rank of the layer at this path."""

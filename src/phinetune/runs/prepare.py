@@ -85,4 +85,5 @@ def lora_settings(settings: TrainingSettings) -> LoraSettings:
         layers_to_transform=settings.layers_to_transform,
         layers_pattern=settings.layers_pattern,
         use_dora=settings.use_dora,
+        init_lora_weights=settings.init_lora_weights,
     )

@@ -203,10 +203,12 @@ class _PeftReader(_Reader):
 
     def read(self, content: Mapping[str, Any]) -> Translated:
         self.out.defaults = dict(_PEFT_DEFAULTS)
-        fixed = {"bias": "none", "task_type": "CAUSAL_LM", "peft_type": "LORA", "init_lora_weights": True}
+        fixed = {"bias": "none", "task_type": "CAUSAL_LM", "peft_type": "LORA"}
         for key, value in content.items():
             if key == "target_modules":
                 self._targets(value)
+            elif key == "init_lora_weights":
+                self.out.values[key] = "paper" if value is True else value
             elif self.rename(key, value, _RENAMED_PEFT):
                 continue
             elif key in TrainingSettings.model_fields and value is not None:

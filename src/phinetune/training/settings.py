@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from phinetune.lora.settings import STARTS
+
 SchedulerType = Literal["linear", "linear_with_warmup", "cosine", "cosine_with_warmup"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion"]
 SinkName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
@@ -133,6 +135,12 @@ class TrainingSettings(BaseModel):
         False,
         "DoRA: also train the length of each row of the adapted weights; see docs/variants.md.",
     )
+    init_lora_weights: Annotated[str, Field(pattern=f"^({STARTS})$")] = _in(
+        "variants",
+        "paper",
+        "Where A and B begin: paper (random, zero), gaussian, or in the base's own weight: pissa, "
+        "pissa_niter_4 (fast), olora.",
+    )
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = _in(
         "variants", {}, "Ranks of single layers by name: {down_proj: 4, layers.0.mlp.down_proj: 32}."
     )
@@ -209,6 +217,11 @@ class TrainingSettings(BaseModel):
                 f"save_steps ({self.save_steps}) must be a multiple of eval_steps ({self.eval_steps}), "
                 f"or a saved checkpoint would have no test loss; "
                 f"write save_steps: {-(-self.save_steps // self.eval_steps) * self.eval_steps}"
+            )
+        if self.use_dora and self.init_lora_weights != "paper":
+            raise ValueError(
+                f"init_lora_weights ({self.init_lora_weights}) and use_dora do not go together; "
+                "write init_lora_weights: paper, or use_dora: false"
             )
         return self
 

@@ -69,6 +69,9 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "loraplus_lr_ratio": ("4", "adapter", {}),
     "use_dora": ("true", "num_parameters", {}),
     "init_lora_weights": ("pissa", "adapter", {}),
+    "bias": ("all", "refusal", {}),  # the model has none
+    "modules_to_save": ("[norm]", "num_parameters", {}),
+    "trainable_token_indices": ("[5]", "num_parameters", {}),
     "rank_pattern": ("{o_proj: 2}", "num_parameters", {}),
     "alpha_pattern": ("{o_proj: 2}", "adapter", {}),
     "layers_to_transform": ("[1]", "num_parameters", {}),
@@ -109,6 +112,7 @@ def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
     assert {name for name, _ in choices()} == {
         "lr_scheduler_type", "evaluation_strategy", "optimizer", "loss_on", "overlong", "device", "dtype",
+        "bias",
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ VARIANTS = {
     },
     "DoRA": {"use_dora": True},
     "PiSSA": {"init_lora_weights": "pissa_niter_3", "use_rslora": True, "rank_pattern": {"o_proj": 2}},
+    "whole": {"modules_to_save": ("model.norm",), "trainable_token_indices": (5, 2000, 300)},
     "OLoRA": {"init_lora_weights": "olora", "dtype": "bfloat16"},
 }  # fmt: skip
 

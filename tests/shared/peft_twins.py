@@ -35,10 +35,10 @@ def trained_of(peft_model: Any) -> dict[str, torch.nn.Parameter]:
     """PEFT's trained weights by our names."""
     return {
         key.removeprefix("base_model.model.")
+        .replace(".modules_to_save.default.", ".")
         .replace(".default.weight", "")
         .replace(".default", "")
         .replace(".base_layer.", ".")
-        .replace(".modules_to_save.", ".")
         .replace(".token_adapter.", "."): parameter
         for key, parameter in peft_model.named_parameters()
         if parameter.requires_grad

@@ -46,7 +46,7 @@ def show(place: Place, alpha: Alpha = None, merged: Merged = None, json: Json = 
     """Show what an adapter holds: layers, ranks, scales, parameters and which base it belongs to."""
     from phinetune.cli.adapter_view import adapter_record, show_adapter
 
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, takes_whole=True)
     if json:
         console.print_json(adapter_record(found.weights, found.form, found.path))
         return
@@ -118,7 +118,7 @@ def merge(
     from phinetune.cli.adapter_view import merge_record, show_merge
     from phinetune.models.merged import merge as merge_into
 
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, takes_whole=True)
     name = base_of(found.weights, base, str(place))
     console.note(f"plan     {len(found.weights.updates)} layers of {name}, one shard at a time", style="dim")
     report = merge_into(found.weights, name, out, where=str(place), subtract=subtract)

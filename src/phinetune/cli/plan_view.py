@@ -63,7 +63,10 @@ def _set_text(data: Mapping[str, Any]) -> str:
 
 
 def _coverage_text(coverage: list[Mapping[str, Any]]) -> str:
-    layers = ", ".join(f"{row['num_layers']} {row['target']}" for row in coverage)
+    kinds = {"rows": " rows of", "module": " whole"}
+    layers = ", ".join(
+        f"{row['num_layers']}{kinds.get(row.get('kind', ''), '')} {row['target']}" for row in coverage
+    )
     return f"{sum(row['num_parameters'] for row in coverage):,} weights in {layers}"
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from phinetune.base.errors import AdapterError
 from phinetune.lora.attach import linear_layers
 from phinetune.lora.files import check_layers
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights, Update, require_updates_only
 
 
 class Mix:
@@ -164,6 +164,7 @@ class MixedLayers:
                 why="its magnitudes scale the base's own weights",
                 do="merge it into the base: phinetune adapter merge",
             )
+        require_updates_only(weights, where)
         check_layers({name: layer.inner for name, layer in self._layers.items()}, weights, where)
 
     def place(self, seat: int, weights: Mapping[str, Update]) -> None:

@@ -6,8 +6,9 @@ Knows nothing of how layers are chosen, of files or of training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from phinetune.lora.initial import layer_maker
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.targets import DEFAULT_TARGETS, choose, default_targets, linear_layers
-from phinetune.lora.weights import Update
+from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.whole import Kind, Part, make_part, whole_names
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -35,27 +37,37 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """One row of the coverage table: a target name, how many layers it matched, what it trains."""
+    """One row of the coverage table: a target name, how many layers it matched, what it trains.
+
+    Of weights trained whole: `num_layers` modules, or tokens where `kind` is rows.
+    """
 
     target: str
     num_layers: int
     in_features: int
     out_features: int
     num_parameters: int
+    kind: Kind | Literal["update"] = "update"
 
 
 class Adapter:
     """The LoRA layers attached to one model, by the module path they took the place of."""
 
-    def __init__(self, layers: dict[str, LoraLinear], settings: LoraSettings) -> None:
+    def __init__(
+        self, layers: dict[str, LoraLinear], settings: LoraSettings, parts: Sequence[Part] = ()
+    ) -> None:
         self.layers = layers
         self.settings = settings
+        # What is trained whole beside the layers.
+        self.parts = tuple(parts)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """`<module>.lora_A`, `<module>.lora_B` and so on of every layer, in the order of the model."""
         for name, layer in self.layers.items():
             for part, weight in layer.trained():
                 yield f"{name}.{part}", weight
+        for whole in self.parts:
+            yield whole.place.name, whole.weight
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained weights, in the order of the model."""
@@ -84,23 +96,43 @@ class Adapter:
                     num_parameters=sum(w.numel() for layer in layers for _, w in layer.trained()),
                 )
             )
-        return rows
+        return [*rows, *self._whole_coverage()]
+
+    def _whole_coverage(self) -> Iterator[Coverage]:
+        kinds: dict[tuple[str, Kind], list[Part]] = {}
+        for part in self.parts:
+            place = part.place
+            target = "bias" if place.kind == "bias" else place.module.rsplit(".", 1)[-1]
+            kinds.setdefault((target, place.kind), []).append(part)
+        for (target, kind), parts in kinds.items():
+            shape = parts[0].weight.shape
+            yield Coverage(
+                target=target,
+                num_layers=shape[0] if kind == "rows" else len({part.place.module for part in parts}),
+                in_features=shape[1] if len(shape) > 1 else 1,
+                out_features=shape[0],
+                num_parameters=sum(part.weight.numel() for part in parts),
+                kind=kind,
+            )
 
     def reset(self, seed: int) -> None:
         """Fresh weights: a pure function of the seed and each layer's name."""
         for name, layer in self.layers.items():
             layer.reset(torch.Generator().manual_seed(derive(seed, "lora", name)))
+        for part in self.parts:
+            part.reset()
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as the base alone."""
-        before = [layer.is_enabled for layer in self.layers.values()]
-        for layer in self.layers.values():
+        switched = (*self.layers.values(), *self.parts)
+        before = [layer.is_enabled for layer in switched]
+        for layer in switched:
             layer.is_enabled = False
         try:
             yield
         finally:
-            for layer, was_enabled in zip(self.layers.values(), before, strict=True):
+            for layer, was_enabled in zip(switched, before, strict=True):
                 layer.is_enabled = was_enabled
 
     @property
@@ -134,13 +166,22 @@ class Adapter:
         """A copy of the weights, as files hold them."""
         return {name: layer.update() for name, layer in self.layers.items()}
 
-    def take(self, updates: Mapping[str, Update]) -> None:
-        """Set the weights to those of `updates`, as they come from a file."""
+    def whole(self) -> dict[str, torch.Tensor]:
+        """A copy of what is trained whole, as files hold it."""
+        return {part.place.name: part.weight.detach().to("cpu", copy=True) for part in self.parts}
+
+    def take(self, weights: AdapterWeights) -> None:
+        """Set the weights to those of a file."""
         for name, layer in self.layers.items():
-            layer.take(updates[name])
+            layer.take(weights.updates[name])
+        with torch.no_grad():
+            for part in self.parts:
+                part.weight.copy_(weights.whole[part.place.name])
 
     def detach(self, model: nn.Module) -> None:
         """Put the frozen layers back in their places."""
+        for part in reversed(self.parts):
+            part.detach(model)
         for name, layer in self.layers.items():
             _set_module(model, name, layer.base)
 
@@ -156,6 +197,7 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     linears = linear_layers(model)
     chosen = choose(model, linears, settings)
     make = _layer_maker(settings)
+    places = whole_names(model, settings, chosen) if settings.has_whole else []
     model.requires_grad_(False)
     layers: dict[str, LoraLinear] = {}
     for name in linears:  # the order of the model, whatever the order of the targets
@@ -168,7 +210,10 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
             )
             layers[name].train(chosen[name].training)  # a base that answers gets no dropout
             _set_module(model, name, layers[name])
-    adapter = Adapter(layers, settings)
+    if settings.modules_to_save:
+        modules = dict.fromkeys(place.module for place in places if place.kind == "module")
+        settings = replace(settings, modules_to_save=tuple(modules))
+    adapter = Adapter(layers, settings, [make_part(model, place, settings) for place in places])
     adapter.reset(seed)
     return adapter
 

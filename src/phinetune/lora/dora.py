@@ -164,7 +164,8 @@ class _DoraLinear(torch.autograd.Function):
                 changed_O = ((gain_O - 1) * ctx.factor).to(dy_TO.dtype)
                 dx_TI = (torch.mul(dy_TO, changed_O, out=dv_TO) @ weight_OI).addmm_(du_TR, a).mul_(keep_TI)
                 dx_TI.addmm_(dy_TO, weight_OI)
-        return dx_TI, None, None, da_RI, db_OR, dm_O, None, None, None
+        dbias_O = dy_TO.sum(0) if ctx.needs_input_grad[2] else None
+        return dx_TI, None, dbias_O, da_RI, db_OR, dm_O, None, None, None
 
 
 def _times(v_TO: Tensor, gain_O: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from phinetune.base.errors import IncompatibleLowRankAdapter, nearest
+from phinetune.base.errors import IncompatibleLowRankAdapter, SettingsError, nearest
 from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 from phinetune.lora.settings import LoraSettings, fits
 from phinetune.lora.tensor_file import read_header
 from phinetune.lora.weights import AdapterWeights, Update, described
+from phinetune.lora.whole import whole_names, whole_shape
 
 __all__ = [
     "CONFIG_FILE",
@@ -42,6 +43,7 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
     updates = adapter.updates()
     weights = AdapterWeights(
         updates=updates,
+        whole=adapter.whole(),
         settings=_plain_settings(adapter.settings, updates) if adapter.has_other_form else adapter.settings,
         base_name=base_name,
         is_transposed=any(layer.is_transposed for layer in adapter.layers.values()),
@@ -69,9 +71,11 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     require_bare(model)
     check_base(weights, where=where, base_sha256=base_sha256)
     check_layers(linear_layers(model), weights, where)
-    adapter = attach(model, _exact(weights), seed=0)
+    exact = _exact(weights)
+    _check_whole(model, weights, exact, where)
+    adapter = attach(model, exact, seed=0)
     adapter.settings = weights.settings
-    adapter.take(weights.updates)
+    adapter.take(weights)
     return adapter
 
 
@@ -82,7 +86,35 @@ def _plain_settings(settings: LoraSettings, updates: Mapping[str, Update]) -> Lo
         target_modules=settings.target_modules,
         layers_to_transform=settings.layers_to_transform,
         layers_pattern=settings.layers_pattern,
+        bias=settings.bias,
+        modules_to_save=settings.modules_to_save,
+        trainable_token_indices=settings.trainable_token_indices,
     )
+
+
+def _check_whole(model: nn.Module, weights: AdapterWeights, exact: LoraSettings, where: str) -> None:
+    """Raise `IncompatibleLowRankAdapter` unless what was trained whole is all there and of its shape."""
+    linears = linear_layers(model)
+    try:
+        places = whole_names(model, exact, {name: linears[name] for name in weights.updates})
+    except SettingsError as error:
+        raise IncompatibleLowRankAdapter(
+            f"the adapter does not fit the base: {error.what}",
+            where=where,
+            why=error.why,
+            do="load the adapter on the base it was trained on",
+        ) from None
+    expected = {place.name: whole_shape(model, place, exact) for place in places}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.whole.items()}
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise IncompatibleLowRankAdapter(
+                f"'{name}' is not as the base has it",
+                where=where,
+                why=f"the adapter has it as {found.get(name, 'nothing')}, the base as "
+                f"{expected.get(name, 'nothing')}",
+                do="load the adapter on the base it was trained on",
+            )
 
 
 def _exact(weights: AdapterWeights) -> LoraSettings:

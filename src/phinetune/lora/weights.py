@@ -70,14 +70,22 @@ class AdapterWeights:
     base_name: str = ""
     is_transposed: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    # Biases, modules and rows of tokens, trained as they are: by the names of `Adapter.named_parameters`.
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def uses_dora(self) -> bool:
         return any(update.magnitude_O is not None for update in self.updates.values())
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it changes the base itself, so that no batch can hold other adapters beside it."""
+        return self.uses_dora or bool(self.whole)
+
+    @property
     def num_parameters(self) -> int:
-        return sum(update.num_parameters for update in self.updates.values())
+        num_whole = sum(tensor.numel() for tensor in self.whole.values())
+        return sum(update.num_parameters for update in self.updates.values()) + num_whole
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -86,6 +94,7 @@ class AdapterWeights:
 
     def with_updates(self, updates: Mapping[str, Update]) -> AdapterWeights:
         """The same adapter with other updates, and the settings that say their ranks and scales."""
+        require_updates_only(self, "")
         settings = described(updates, dropout=self.settings.dropout)
         return replace(self, updates=dict(updates), settings=settings)
 
@@ -120,6 +129,18 @@ def described(updates: Mapping[str, Update], *, dropout: float = 0.0) -> LoraSet
     )
 
 
+def require_updates_only(weights: AdapterWeights, where: str) -> None:
+    """Raise `AdapterError` for an adapter that also holds weights trained whole."""
+    if weights.whole:
+        names = sorted(weights.whole)
+        raise AdapterError(
+            f"the adapter holds more than updates: {names[0]}" + (", …" if len(names) > 1 else ""),
+            where=where,
+            why="biases, modules and token rows that were trained whole take the place of the base's own",
+            do="merge it into the base: phinetune adapter merge",
+        )
+
+
 def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
     """The adapter, when every tensor has its shape and finite values, and DoRA is on all layers or none."""
     if not weights.updates:
@@ -143,6 +164,11 @@ def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
                     where=where,
                     do="use an earlier checkpoint",
                 )
+    for name, tensor in weights.whole.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"'{name}' holds NaN or infinite values", where=where, do="use an earlier checkpoint"
+            )
     return weights
 
 

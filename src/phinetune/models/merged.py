@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from phinetune.lora.files import load_weights
 from phinetune.lora.fusing import GATE_UP, QKV
 from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
+from phinetune.lora.whole import ROWS
 from phinetune.models.catalog import find_model, weight_files, weights_sha256
 from phinetune.models.loading import load_base
 
@@ -59,14 +60,17 @@ def merge(
         raise UserError("something is there already", where=str(out), do="name a new folder")
     if not subtract:
         _refuse_other_base(weights, base, where)
-    if subtract and weights.uses_dora:
+    if subtract and weights.is_alone:
         raise AdapterError(
-            "DoRA cannot be taken out again",
+            "DoRA cannot be taken out again"
+            if weights.uses_dora
+            else f"'{next(iter(weights.whole))}' was trained whole and cannot be taken out again",
             where=where,
-            why="the lengths of the base's rows are gone",
+            why="the lengths of the base's rows are gone" if weights.uses_dora else "the base's own is gone",
             do="use the base",
         )
     places = _places(weights, folder, where)
+    whole = _whole_places(weights, folder, where)
     require_free_space(
         out.parent, sum(path.stat().st_size for path in weight_files(folder)), "a merged model"
     )
@@ -81,6 +85,8 @@ def merge(
                 tensors[key], change, error = _merged(tensors[key], update, weights.is_transposed)
                 changes[last(name)] = max(changes.get(last(name), 0.0), change)
                 rounding = max(rounding, error)
+            for key in tensors.keys() & whole.keys():
+                tensors[key] = _replaced(tensors[key], weights, whole[key])
             write_tensors(temporary / shard.name, tensors, {"format": "pt", **metadata})
         for path in sorted({path for pattern in _BESIDE for path in folder.glob(pattern)}):
             if path.is_file():
@@ -119,26 +125,15 @@ def check_fit(weights: AdapterWeights, base: str, *, where: str) -> None:
     """Raise `IncompatibleLowRankAdapter` for another base by hash, or by names and shapes of its weights."""
     _refuse_other_base(weights, base, where)
     _places(weights, find_model(base), where)
+    _whole_places(weights, find_model(base), where)
 
 
 def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
     """The tensor of the base that each update belongs to: tensor name to module path."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in weight_files(folder):
-        with safe_open(shard, framework="pt") as file:
-            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    shapes = _shapes(folder)
     places = {}
     for name, update in weights.updates.items():
-        # A checkpoint may have been saved from the inner model, without the first part of the path.
-        candidates = (f"{name}.weight", f"{name.partition('.')[2]}.weight")
-        key = next((key for key in candidates if key in shapes), None)
-        if key is None:
-            raise IncompatibleLowRankAdapter(
-                f"the adapter has weights for '{name}', which the base does not have",
-                where=where,
-                why=f"the nearest weight of the base is '{nearest(candidates[0], shapes)}'",
-                do="name the base it was trained on; 'adapter convert --layout' changes fused and separate",
-            )
+        key = _key(f"{name}.weight", shapes, name, where)
         shape = shapes[key][::-1] if weights.is_transposed else shapes[key]
         if shape != (update.out_features, update.in_features):
             raise IncompatibleLowRankAdapter(
@@ -149,6 +144,58 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
             )
         places[key] = name
     return places
+
+
+def _whole_places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
+    """The tensor of the base that each weight trained whole takes the place of: tensor name to its name."""
+    shapes = _shapes(folder) if weights.whole else {}
+    places = {}
+    for name, tensor in weights.whole.items():
+        module, _, attribute = name.rpartition(".")
+        is_rows = attribute == ROWS
+        key = _key(f"{module}.weight" if is_rows else name, shapes, name, where)
+        expected = (
+            (len(weights.settings.trainable_token_indices), *shapes[key][1:]) if is_rows else shapes[key]
+        )
+        if tuple(tensor.shape) != expected:
+            raise IncompatibleLowRankAdapter(
+                f"'{name}' has the wrong shape",
+                where=where,
+                why=f"it is {tuple(tensor.shape)}, for this base it must be {expected}",
+                do="name the base it was trained on",
+            )
+        places[key] = name
+    return places
+
+
+def _key(wanted: str, shapes: Mapping[str, tuple[int, ...]], name: str, where: str) -> str:
+    # A checkpoint may have been saved from the inner model, without the first part of the path.
+    key = next((key for key in (wanted, wanted.partition(".")[2]) if key in shapes), None)
+    if key is None:
+        raise IncompatibleLowRankAdapter(
+            f"the adapter has weights for '{name}', which the base does not have",
+            where=where,
+            why=f"the nearest weight of the base is '{nearest(wanted, shapes)}'",
+            do="name the base it was trained on; 'adapter convert --layout' changes fused and separate",
+        )
+    return key
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in weight_files(folder):
+        with safe_open(shard, framework="pt") as file:
+            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _replaced(weight: Tensor, weights: AdapterWeights, name: str) -> Tensor:
+    """The base's tensor with what was trained whole in it, in its own type."""
+    trained = weights.whole[name].to(weight.dtype)
+    if not name.endswith(f".{ROWS}"):
+        return trained.contiguous()
+    indices = torch.tensor(weights.settings.trainable_token_indices)
+    return weight.index_copy(0, indices, trained)
 
 
 def _refuse_other_base(weights: AdapterWeights, base: str, where: str) -> None:
@@ -194,7 +241,7 @@ def _logits(
     change = float((merged - before).abs().max())
     # Taken out: the result with the adapter attached must answer as what we began with.
     model, expected = (merged_model.model, before) if subtract else (base.model, merged)
-    free = AdapterWeights(updates=weights.updates, settings=weights.settings)  # shapes were checked above
+    free = replace(weights, metadata={})  # hash and shapes were checked above
     load_weights(model, free, where=where)
     return change, float((_probe(model, ids) - expected).abs().max())
 

@@ -86,4 +86,7 @@ def lora_settings(settings: TrainingSettings) -> LoraSettings:
         layers_pattern=settings.layers_pattern,
         use_dora=settings.use_dora,
         init_lora_weights=settings.init_lora_weights,
+        bias=settings.bias,
+        modules_to_save=settings.modules_to_save,
+        trainable_token_indices=settings.trainable_token_indices,
     )

@@ -104,7 +104,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> dict[str, str]:
     if state.adapter.has_other_form:
         state.adapter.restore(_copies(folder / OWN_FILE))
     else:
-        state.adapter.take(read_peft(folder).updates)
+        state.adapter.take(read_peft(folder))
     own_best = state.adapter.snapshot() if state.best_step else {}
     best, moments = folder / BEST_FILE, folder / OPTIMIZER_FILE
     state.best_weights = _copies(best) if best.is_file() else own_best

@@ -32,7 +32,7 @@ _RENAMED: Mapping[str, tuple[str, ...]] = {
     "eval_strategy": ("evaluation_strategy",),
     "evaluation_strategy": ("evaluation_strategy",),
 }
-_LISTS = ("layers_to_transform", "layers_pattern")
+_LISTS = ("layers_to_transform", "layers_pattern", "modules_to_save")
 _RENAMED_PEFT = {"r": ("lora_r",), "lora_alpha": ("lora_alpha",), "lora_dropout": ("lora_dropout",)}
 
 # What their absence means to the Trainer, where our default is another.
@@ -203,7 +203,7 @@ class _PeftReader(_Reader):
 
     def read(self, content: Mapping[str, Any]) -> Translated:
         self.out.defaults = dict(_PEFT_DEFAULTS)
-        fixed = {"bias": "none", "task_type": "CAUSAL_LM", "peft_type": "LORA"}
+        fixed = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}
         for key, value in content.items():
             if key == "target_modules":
                 self._targets(value)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phinetune.lora.settings import STARTS
+from phinetune.lora.settings import STARTS, Bias
 
 SchedulerType = Literal["linear", "linear_with_warmup", "cosine", "cosine_with_warmup"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion"]
@@ -152,6 +152,15 @@ class TrainingSettings(BaseModel):
     )
     layers_pattern: tuple[str, ...] = _in(
         "variants", (), "Names of the lists that layers_to_transform counts in, where a model has several."
+    )
+    bias: Bias = _in(
+        "variants", "none", "Also train the biases of the adapted layers (lora_only), or all of the model's."
+    )
+    modules_to_save: tuple[str, ...] = _in(
+        "variants", (), "Modules to train as a whole and save with the adapter, for example [lm_head]."
+    )
+    trainable_token_indices: tuple[NotNegativeInt, ...] = _in(
+        "variants", (), "Rows of the token embedding to train, for new tokens: [32011, 32012]."
     )
     optimizer: OptimizerName = _in(
         "phinetune",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,7 +23,7 @@ DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
     "gpt2": ("c_attn", "c_proj", "c_fc"),
 }
 _SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-for _model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3"):
+for _model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"):
     DEFAULT_TARGETS[_model_type] = _SPLIT
 
 # As PEFT finds the number of a layer's block: the first part of the path that is a number below a name.
@@ -53,12 +53,17 @@ def choose(
     model: nn.Module, linears: Mapping[str, nn.Module], settings: LoraSettings
 ) -> dict[str, nn.Module]:
     """The layers that the settings mean, by path. Raises `SettingsError` for a name that means none."""
+    experts = _expert_weights(model)
+    if experts and not settings.target_modules:
+        raise _needs_a_choice(experts, linears)
     targets = settings.target_modules or default_targets(model)
     if settings.layers_to_transform is not None:
         _check_numbers(linears, settings)
     chosen: dict[str, nn.Module] = {}
     for target in targets:
         matched = [name for name in linears if _matches(name, target)]
+        if not matched and any(_matches(name, target) for name in experts):
+            raise _is_of_experts(target, experts, linears)
         if not matched:
             raise _no_match(target, linears, settings.target_modules is not None)
         chosen.update(
@@ -117,6 +122,40 @@ def _check_numbers(linears: Mapping[str, nn.Module], settings: LoraSettings) -> 
             why=f"its blocks{in_list} are 0 to {highest}" if highest is not None else f"no block{in_list}",
             do="choose from these numbers" if highest is not None else "leave layers_pattern out",
         )
+
+
+def _expert_weights(model: nn.Module) -> list[str]:
+    """The names of weights of all experts of a layer in one tensor, and of the modules that hold them."""
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        for attribute, weight in module.named_parameters(recurse=False):
+            if weight.dim() == 3 and not hasattr(module, "kernel_size"):  # a convolution's is no expert's
+                found[name], found[f"{name}.{attribute}"] = None, None
+    return list(found)
+
+
+def _attention_only(linears: Mapping[str, nn.Module]) -> str:
+    names = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
+    return f"write lora_target_modules: [{', '.join(names)}], the linear layers around the experts"
+
+
+def _needs_a_choice(experts: Sequence[str], linears: Mapping[str, nn.Module]) -> SettingsError:
+    return SettingsError(
+        "a mixture of experts has no default targets",
+        where="lora_target_modules",
+        why=f"its experts ({experts[0]}) hold all their weights in one tensor, which gets no updates here; "
+        "to adapt the rest alone is a choice of yours",
+        do=_attention_only(linears),
+    )
+
+
+def _is_of_experts(target: str, experts: Sequence[str], linears: Mapping[str, nn.Module]) -> SettingsError:
+    return SettingsError(
+        f"target module '{target}' is of experts, which cannot be adapted",
+        where="lora_target_modules",
+        why=f"{experts[0]} holds the weights of all experts in one tensor, not in linear layers",
+        do=_attention_only(linears),
+    )
 
 
 def _matches(name: str, target: str) -> bool:

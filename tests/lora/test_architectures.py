@@ -1,4 +1,4 @@
-"""Every architecture we name: its default targets, a loss that packing does not change, files that PEFT loads."""
+"""Every architecture named: default targets, a loss that packing does not change, files that PEFT loads."""
 
 from __future__ import annotations
 

@@ -9,13 +9,16 @@ import torch
 from peft import PeftModel
 from peft_twins import IDS, assert_close, assert_same_work, logits, peft_twin, trained_of
 from safetensors.torch import load_file
-from tiny_models import tiny_model
+from tiny_models import as_base, random_rows, tiny_model
 from torch import nn
 
 from phinetune.base.errors import SettingsError
 from phinetune.lora.attach import LoraSettings, attach
 from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.lora.initial import GaussianLinear, StartedLinear
+from phinetune.models.batch import PackedBatch
+from phinetune.models.loss import trained_token_loss
+from phinetune.models.memory import saved_bytes
 
 # PEFT asks transformers for a property that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -186,3 +189,25 @@ def test_what_does_not_go_together_is_refused(changes, what):
     with pytest.raises(SettingsError, match=what) as caught:
         attach(tiny_model("phi3"), LoraSettings(**changes), seed=0)
     assert caught.value.where == "init_lora_weights"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("start", ["paper", "pissa"])
+def test_copies_of_weights_are_told_apart_from_what_grows_with_the_tokens(start, dtype):
+    model = tiny_model("phi3").to(dtype).train()
+    settings = LoraSettings(rank=4, init_lora_weights=start, modules_to_save=("lm_head",))
+    adapter = attach(model, settings, seed=0)
+    base = as_base(model)
+    for weight in adapter.parameters():
+        weight.requires_grad_(True)
+
+    row = random_rows([16])[0]
+
+    def saved(num_rows):
+        batch = PackedBatch.lay([row] * num_rows, torch.device("cpu"))
+        return saved_bytes(base, lambda: trained_token_loss(base, batch)[0])
+
+    # A CPU's batches are filled up to a multiple of 128 tokens; what grows with them is in both.
+    fixed = saved(8) - (saved(16) - saved(8))
+    assert abs(fixed - adapter.copied_bytes(dtype)) < 2000
+    assert adapter.copied_bytes(dtype) > 10_000 or (start, dtype) == ("paper", torch.float32)

@@ -152,6 +152,10 @@ class Adapter:
         """The numbers of a snapshot."""
         return sum(tensor.numel() for _, tensor in self.named_tensors())
 
+    def copied_bytes(self, dtype: torch.dtype) -> int:
+        """What a forward pass keeps of the layers' weights in another form or type, for any number of tokens."""
+        return dtype.itemsize * sum(layer.num_copied(dtype) for layer in self.layers.values())
+
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the weights on the CPU, by the names of `named_tensors`."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.named_tensors()}

@@ -113,6 +113,9 @@ class StartedLinear(LoraLinear):
             ):
                 weight.copy_(value)
 
+    def num_copied(self, dtype: torch.dtype) -> int:
+        return 2 * (self.lora_A.numel() + self.lora_B.numel())
+
     def _plain(self) -> tuple[Tensor, Tensor]:
         """A and B of the plain update of twice the rank."""
         a_RI = torch.cat([self.lora_A, self.lora_A - self.start_A])

@@ -69,6 +69,10 @@ class LoraLinear(nn.Module):
         """What belongs to the layer's state and is not trained."""
         return iter(())
 
+    def num_copied(self, dtype: torch.dtype) -> int:
+        """The numbers of A and B that a forward pass in this type keeps as copies."""
+        return 0 if dtype == self.lora_A.dtype else self.lora_A.numel() + self.lora_B.numel()
+
     def update(self) -> Update:
         """A copy of the weights on the CPU, as a file holds them."""
         a_RI, b_OR = (weight.detach().to("cpu", copy=True) for weight in (self.lora_A, self.lora_B))

@@ -52,6 +52,7 @@ class TrainedWeight:
         del module._parameters[place.attribute]
         self._frozen, self._module, self._class = frozen, module, type(module)
         self.weight = nn.Parameter(frozen.detach().float().clone())
+        module.register_parameter(f"trained_{place.attribute}", self.weight)
         # A class of the same name with a property: code that asks for the weight is not changed.
         namespace = {place.attribute: property(lambda _: self.value())}
         module.__class__ = type(self._class.__name__, (self._class,), namespace)
@@ -66,6 +67,7 @@ class TrainedWeight:
 
     def detach(self, model: nn.Module) -> None:
         self._module.__class__ = self._class
+        del self._module._parameters[f"trained_{self.place.attribute}"]
         self._module._parameters[self.place.attribute] = self._frozen
 
 
@@ -78,6 +80,7 @@ class TokenRows:
         self._ids_K = torch.tensor(indices, device=_weight(embedding).device)
         self.weight = nn.Parameter(_weight(embedding)[self._ids_K].detach().float().clone())
         self._wrapped: dict[str, _Rows] = {place.module: EmbeddingRows(embedding, self)}
+        self._wrapped[place.module].register_parameter("trained_rows", self.weight)
         if head is not None and _weight(head) is _weight(embedding):
             name = next(name for name, module in model.named_modules() if module is head)
             self._wrapped[name] = HeadRows(head, self)

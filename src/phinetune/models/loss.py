@@ -90,13 +90,15 @@ class _SummedLoss(torch.autograd.Function):
             torch.matmul(d_logits.to(hidden.dtype), weight_VH, out=gradient_NH[span])
             if own_NH is not None:
                 gradient_NH[span] += own_NH
-        ctx.save_for_backward(gradient_NH, head_gradients.rows_KH, head_gradients.bias_V)
+        ctx.save_for_backward(gradient_NH)
+        ctx.head_gradients = head_gradients
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_NH, rows_KH, bias_V = ctx.saved_tensors
+        (gradient_NH,) = ctx.saved_tensors
+        rows_KH, bias_V = ctx.head_gradients.rows_KH, ctx.head_gradients.bias_V
         return (
             gradient_NH * d_total.to(gradient_NH.dtype),
             None,

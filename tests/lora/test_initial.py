@@ -210,4 +210,4 @@ def test_copies_of_weights_are_told_apart_from_what_grows_with_the_tokens(start,
     # A CPU's batches are filled up to a multiple of 128 tokens; what grows with them is in both.
     fixed = saved(8) - (saved(16) - saved(8))
     assert abs(fixed - adapter.copied_bytes(dtype)) < 2000
-    assert adapter.copied_bytes(dtype) > 10_000 or (start, dtype) == ("paper", torch.float32)
+    assert adapter.copied_bytes(dtype) > 5000 or (start, dtype) == ("paper", torch.float32)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import phinetune
+from phinetune.base.errors import SettingsError
 from phinetune.base.events import Evaluated, Finished, Planned, Saved, Stepped
 from phinetune.reports.history import read_history
 from phinetune.runs.folder import RunFolder
@@ -91,3 +92,45 @@ def test_a_run_cut_off_ends_in_the_same_bits_and_its_result_answers(new_project,
     further = list(train_run(project, run_name="further", from_adapter=whole.adapter))
     (first, *_) = [event.loss for event in further if isinstance(event, Evaluated)]
     assert first == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"use_dora": True, "modules_to_save": ("model.norm",), "trainable_token_indices": (5, 300)},
+        {"init_lora_weights": "pissa", "loraplus_lr_ratio": 4.0},
+    ],
+)
+def test_two_processes_train_what_one_trains(new_project, variant):
+    # Sums in another order: Adam's epsilon is raised, as it blows up the last bits of tiny gradients.
+    settings = {
+        "finetune_train_batch_size": 3,
+        "adam_epsilon": 1e-5,
+        "learning_rate": 1e-3,
+        "lora_dropout": 0.0,
+    }
+    project = new_project(**{**COMMON, **settings, **variant})
+    for name, nproc in (("one", 1), ("two", 2)):
+        assert isinstance(list(train_run(project, run_name=name, nproc=nproc))[-1], Finished)
+    one, two = (
+        load_file(project / "runs" / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("variant", "what"),
+    [
+        ({"use_dora": True}, "use_dora needs whole weights"),
+        ({"init_lora_weights": "pissa"}, "pissa needs whole weights"),
+        ({"modules_to_save": ("input_layernorm",)}, "cannot be trained whole"),
+    ],
+)
+def test_what_needs_whole_weights_refuses_a_divided_base(new_project, variant, what):
+    project = new_project(**{**COMMON, **variant})
+    with pytest.raises(SettingsError, match=what) as caught:
+        list(train_run(project, nproc=2, shard=True))
+    assert "--shard" in caught.value.do
+    assert not (project / "runs").exists()

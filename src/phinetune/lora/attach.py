@@ -153,7 +153,7 @@ class Adapter:
         return sum(tensor.numel() for _, tensor in self.named_tensors())
 
     def copied_bytes(self, dtype: torch.dtype) -> int:
-        """What a forward pass keeps of the layers' weights in another form or type, for any number of tokens."""
+        """What a forward pass of any length keeps of the layers' weights in another form or type."""
         return dtype.itemsize * sum(layer.num_copied(dtype) for layer in self.layers.values())
 
     def snapshot(self) -> dict[str, torch.Tensor]:

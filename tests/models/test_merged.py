@@ -171,3 +171,16 @@ def test_what_was_trained_whole_takes_the_place_of_the_bases_own(tmp_path, name,
         check_fit(
             weights, str(base_folder(tmp_path / "other", "llama" if name == "gpt2" else "gpt2")), where="x"
         )
+
+
+def test_rows_of_tokens_that_the_base_has_not_are_refused_before_anything_is_written(tmp_path):
+    base = base_folder(tmp_path, "llama")
+    weights = replace(
+        free(made_up("llama")),
+        whole={"model.embed_tokens.trainable_tokens_delta": torch.zeros(2, 32)},
+    )
+    for indices in ((3, 97), (-1, 3)):
+        wrong = replace(weights, settings=replace(weights.settings, trainable_token_indices=indices))
+        with pytest.raises(IncompatibleLowRankAdapter, match="tokens that the base does not have"):
+            merge(wrong, str(base), tmp_path / "merged", where="x")
+        assert not (tmp_path / "merged").exists()

@@ -164,6 +164,15 @@ def _whole_places(weights: AdapterWeights, folder: Path, where: str) -> dict[str
                 why=f"it is {tuple(tensor.shape)}, for this base it must be {expected}",
                 do="name the base it was trained on",
             )
+        if is_rows and not all(
+            0 <= index < shapes[key][0] for index in weights.settings.trainable_token_indices
+        ):
+            raise IncompatibleLowRankAdapter(
+                f"'{name}' is of tokens that the base does not have",
+                where=where,
+                why=f"its embedding has {shapes[key][0]} rows",
+                do="name the base it was trained on",
+            )
         places[key] = name
     return places
 

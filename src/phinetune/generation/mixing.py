@@ -196,11 +196,13 @@ class MixedLinear(nn.Module):
         assert self.b_ERO is not None
         x_TI, y_TO = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         if mix.num_shared:
-            u_TR = x_TI[: mix.num_shared] @ self._a_IR
+            # Where all share, slices would be the same tensors again: 48 layers ask in every step.
+            is_all = mix.num_shared == len(x_TI)
+            u_TR = (x_TI if is_all else x_TI[: mix.num_shared]) @ self._a_IR
             mask_TR = mix.mask(u_TR)
             if mask_TR is not None:
                 u_TR *= mask_TR
-            y_TO[: mix.num_shared].addmm_(u_TR, self._b_RO)
+            (y_TO if is_all else y_TO[: mix.num_shared]).addmm_(u_TR, self._b_RO)
         for run in mix.runs:
             u_TR = x_TI[run.begin : run.filled] @ self.a_ERI[run.seat].t()
             u_TR[run.end - run.begin :] = 0

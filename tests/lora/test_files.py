@@ -111,8 +111,7 @@ FAULTS = {
     "rank pattern a regex": (lambda f: edit_config(f, rank_pattern={"(a+)+x": 4}), "regular expression"),
     "rank pattern a list": (lambda f: edit_config(f, rank_pattern=[3]), "lacks a usable value"),
     "alpha pattern NaN": (lambda f: edit_config(f, alpha_pattern={"q": float("nan")}), "usable value"),
-    "bias": (lambda f: edit_config(f, bias="all"), "uses 'bias'"),
-    "modules to save": (lambda f: edit_config(f, modules_to_save=["lm_head"]), "uses 'modules_to_save'"),
+    "modules to save": (lambda f: edit_config(f, modules_to_save=["lm_head"]), "no weights of 'lm_head'"),
     "activated LoRA": (lambda f: edit_config(f, alora_invocation_tokens=[1]), "alora_invocation_tokens"),
     "PiSSA": (lambda f: edit_config(f, init_lora_weights="pissa_niter_4"), "started with 'pissa_niter_4'"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "there are no adapter weights"),
@@ -129,6 +128,7 @@ FAULTS = {
     "DoRA tensor": (lambda f: edit_weights(f, lambda w: w.update({MAGNITUDE: torch.ones(1)})), "not say"),
 }  # fmt: skip
 OTHER_BASE = {
+    "bias": (lambda f: edit_config(f, bias="all"), "no biases to train"),
     "other names": (lambda f: edit_weights(f, renamed), "does not have"),
     "other shape": (lambda f: edit_weights(f, lambda w: w.update({KEY: torch.ones(4, 33)})), "wrong shape"),
 }
@@ -184,12 +184,18 @@ def test_a_second_adapter_on_top_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "key", ["use_dora", "modules_to_save", "rank_pattern", "layers_to_transform", "eva_config"]
+    "off",
+    [
+        {},
+        {"use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}},
+        {"layers_to_transform": None, "layers_pattern": None, "revision": None, "eva_config": None},
+        {"modules_to_save": [], "lora_bias": False, "trainable_token_indices": None, "megatron_config": None},
+    ],
 )
-def test_options_that_are_off_or_missing_do_no_harm(folder, key):
-    edit_config(folder, unknown_key_of_a_later_version={"a": 1}, init_lora_weights="gaussian")
-    without_config_key(key)(folder) if key != "eva_config" else edit_config(folder, eva_config=None)
-    load_adapter(tiny_model("phi3"), folder)
+def test_options_that_are_off_or_missing_do_no_harm(folder, off):
+    edit_config(folder, unknown_key_of_a_later_version={"a": 1}, init_lora_weights="gaussian", **off)
+    without_config_key("modules_to_save")(folder) if not off else None
+    assert len(load_adapter(tiny_model("phi3"), folder).layers) == 8
 
 
 def test_a_disk_that_fills_up_while_weights_are_written_is_said(folder, tmp_path, monkeypatch):

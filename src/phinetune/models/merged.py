@@ -7,9 +7,10 @@ Knows nothing of text or training.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError, nearest
 from phinetune.base.files import committed_dir, require_free_space
-from phinetune.lora.files import load_weights
-from phinetune.lora.fusing import GATE_UP, QKV
+from phinetune.lora.files import base_difference, check_base, load_weights
+from phinetune.lora.fusing import FUSIONS, GATE_UP, QKV
 from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
-from phinetune.lora.whole import ROWS
 from phinetune.models.catalog import find_model, weight_files, weights_sha256
 from phinetune.models.loading import load_base
+from phinetune.models.merged_whole import replaced, shapes_of, whole_places
+from phinetune.models.transposed import transposed_layers
+from phinetune.models.unmerging import greatest_difference, measured_difference, original_of
 
 _BESIDE = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
 _NUM_PROBES = 16
@@ -37,7 +40,9 @@ class MergeReport:
 
     `weight_change` is the greatest change of one weight by target; `rounding` the greatest distance of
     a written weight from the exact one. `logit_error` compares base and adapter side by side with the
-    merged model.
+    merged model. `base_difference`, when an adapter was taken
+    out, is the greatest distance of a weight from the base's: measured, or else the most it can be.
+    `forced` says in words which other base the adapter was trained on, where that was overridden.
     """
 
     folder: Path
@@ -46,52 +51,63 @@ class MergeReport:
     rounding: float
     logit_change: float
     logit_error: float
+    base_difference: float | None = None
+    is_difference_measured: bool = False
+    forced: str = ""
 
 
 def merge(
-    weights: AdapterWeights, base: str, out: Path, *, where: str, subtract: bool = False
+    weights: AdapterWeights,
+    base: str,
+    out: Path,
+    *,
+    where: str,
+    subtract: bool = False,
+    force_base: bool = False,
 ) -> MergeReport:
     """Write the folder `out`: the base with the adapter in it, or with `subtract` without it.
 
     Raises `IncompatibleLowRankAdapter` when the adapter is not of this base; nothing is written then.
+    With `force_base` another base is taken too, where it has the adapter's names and shapes.
     """
     folder = find_model(base)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UserError("something is there already", where=str(out), do="name a new folder")
-    if not subtract:
-        _refuse_other_base(weights, base, where)
-    if subtract and weights.is_alone:
-        raise AdapterError(
-            "DoRA cannot be taken out again"
-            if weights.uses_dora
-            else f"'{next(iter(weights.whole))}' was trained whole and cannot be taken out again",
-            where=where,
-            why="the lengths of the base's rows are gone" if weights.uses_dora else "the base's own is gone",
-            do="use the base",
-        )
+    forced = ""
+    if subtract:
+        _refuse_to_subtract(weights, base, where)
+    elif force_base:
+        forced = base_difference(weights, weights_sha256(folder))
+    else:
+        check_base(weights, where=where, base_sha256=weights_sha256(folder))
     places = _places(weights, folder, where)
-    whole = _whole_places(weights, folder, where)
+    whole = whole_places(weights, folder, where)
+    transposed = transposed_layers(folder)
     require_free_space(
         out.parent, sum(path.stat().st_size for path in weight_files(folder)), "a merged model"
     )
     changes: dict[str, float] = {}
-    rounding = 0.0
+    rounding = furthest = 0.0
     with committed_dir(out, has_manifest=False) as temporary:
         for shard in weight_files(folder):
             tensors, metadata = _read(shard)
             for key in tensors.keys() & places.keys():
                 name = places[key]
                 update = _signed(weights.updates[name], subtract)
-                tensors[key], change, error = _merged(tensors[key], update, weights.is_transposed)
+                before = tensors[key]
+                tensors[key], change, error = _merged(before, update, name in transposed)
+                if subtract:
+                    furthest = max(furthest, greatest_difference(before, tensors[key]))
                 changes[last(name)] = max(changes.get(last(name), 0.0), change)
                 rounding = max(rounding, error)
             for key in tensors.keys() & whole.keys():
-                tensors[key] = _replaced(tensors[key], weights, whole[key])
+                tensors[key] = replaced(tensors[key], weights, whole[key])
             write_tensors(temporary / shard.name, tensors, {"format": "pt", **metadata})
         for path in sorted({path for pattern in _BESIDE for path in folder.glob(pattern)}):
             if path.is_file():
                 shutil.copyfile(path, temporary / path.name)
     logit_change, logit_error = _logits(weights, folder, out, where, subtract)
+    original = original_of(weights) if subtract else None
     return MergeReport(
         folder=out,
         num_layers=len(places),
@@ -99,6 +115,9 @@ def merge(
         rounding=rounding,
         logit_change=logit_change,
         logit_error=logit_error,
+        base_difference=measured_difference(out, original) if original else furthest if subtract else None,
+        is_difference_measured=original is not None,
+        forced=forced,
     )
 
 
@@ -121,20 +140,37 @@ def model_type_of(base: str) -> str:
     return str(config.get("model_type", ""))
 
 
-def check_fit(weights: AdapterWeights, base: str, *, where: str) -> None:
-    """Raise `IncompatibleLowRankAdapter` for another base by hash, or by names and shapes of its weights."""
-    _refuse_other_base(weights, base, where)
-    _places(weights, find_model(base), where)
-    _whole_places(weights, find_model(base), where)
+def check_fit(weights: AdapterWeights, base: str, *, where: str, force_base: bool = False) -> str:
+    """Raise `IncompatibleLowRankAdapter` for another base by hash, or by names and shapes of its weights.
+
+    With `force_base` the hash is not a reason; what it would have said is returned.
+    """
+    folder = find_model(base)
+    digest = weights_sha256(folder)
+    if not force_base:
+        check_base(weights, where=where, base_sha256=digest)
+    _places(weights, folder, where)
+    whole_places(weights, folder, where)
+    return base_difference(weights, digest)
 
 
 def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
     """The tensor of the base that each update belongs to: tensor name to module path."""
-    shapes = _shapes(folder)
+    transposed = transposed_layers(folder)
+    shapes = shapes_of(folder)
     places = {}
     for name, update in weights.updates.items():
-        key = _key(f"{name}.weight", shapes, name, where)
-        shape = shapes[key][::-1] if weights.is_transposed else shapes[key]
+        # A checkpoint may have been saved from the inner model, without the first part of the path.
+        candidates = (f"{name}.weight", f"{name.partition('.')[2]}.weight")
+        key = next((key for key in candidates if key in shapes), None)
+        if key is None:
+            raise IncompatibleLowRankAdapter(
+                f"the adapter has weights for '{name}', which the base does not have",
+                where=where,
+                why=f"the nearest weight of the base is '{nearest(candidates[0], shapes)}'",
+                do=_how_to_fit(name, shapes, where),
+            )
+        shape = shapes[key][::-1] if name in transposed else shapes[key]
         if shape != (update.out_features, update.in_features):
             raise IncompatibleLowRankAdapter(
                 f"the update of '{name}' has the wrong shape",
@@ -146,75 +182,34 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
     return places
 
 
-def _whole_places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
-    """The tensor of the base that each weight trained whole takes the place of: tensor name to its name."""
-    shapes = _shapes(folder) if weights.whole else {}
-    places = {}
-    for name, tensor in weights.whole.items():
-        module, _, attribute = name.rpartition(".")
-        is_rows = attribute == ROWS
-        key = _key(f"{module}.weight" if is_rows else name, shapes, name, where)
-        expected = (
-            (len(weights.settings.trainable_token_indices), *shapes[key][1:]) if is_rows else shapes[key]
-        )
-        if tuple(tensor.shape) != expected:
-            raise IncompatibleLowRankAdapter(
-                f"'{name}' has the wrong shape",
-                where=where,
-                why=f"it is {tuple(tensor.shape)}, for this base it must be {expected}",
-                do="name the base it was trained on",
-            )
-        if is_rows and not all(
-            0 <= index < shapes[key][0] for index in weights.settings.trainable_token_indices
-        ):
-            raise IncompatibleLowRankAdapter(
-                f"'{name}' is of tokens that the base does not have",
-                where=where,
-                why=f"its embedding has {shapes[key][0]} rows",
-                do="name the base it was trained on",
-            )
-        places[key] = name
-    return places
+def _how_to_fit(name: str, shapes: Mapping[str, object], where: str) -> str:
+    """Another layout of the same base, or another base."""
+    for fusion in FUSIONS:
+        parent = name.removesuffix(last(name))
+        parts = {f"{parent}{part}.weight" for part in fusion.parts}
+        if last(name) in fusion.parts and f"{parent}{fusion.fused}.weight" in shapes:
+            return f"phinetune adapter convert {shlex.quote(where)} NEW --layout fused"
+        if last(name) == fusion.fused and parts <= shapes.keys():
+            return f"phinetune adapter convert {shlex.quote(where)} NEW --layout split"
+    return "name the base it was trained on"
 
 
-def _key(wanted: str, shapes: Mapping[str, tuple[int, ...]], name: str, where: str) -> str:
-    # A checkpoint may have been saved from the inner model, without the first part of the path.
-    key = next((key for key in (wanted, wanted.partition(".")[2]) if key in shapes), None)
-    if key is None:
-        raise IncompatibleLowRankAdapter(
-            f"the adapter has weights for '{name}', which the base does not have",
+def _refuse_to_subtract(weights: AdapterWeights, base: str, where: str) -> None:
+    if weights.is_alone:
+        raise AdapterError(
+            "DoRA cannot be taken out again"
+            if weights.uses_dora
+            else f"'{next(iter(weights.whole))}' was trained whole and cannot be taken out again",
             where=where,
-            why=f"the nearest weight of the base is '{nearest(wanted, shapes)}'",
-            do="name the base it was trained on; 'adapter convert --layout' changes fused and separate",
+            why="the lengths of the base's rows are gone" if weights.uses_dora else "the base's own is gone",
+            do="use the base",
         )
-    return key
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in weight_files(folder):
-        with safe_open(shard, framework="pt") as file:
-            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    return shapes
-
-
-def _replaced(weight: Tensor, weights: AdapterWeights, name: str) -> Tensor:
-    """The base's tensor with what was trained whole in it, in its own type."""
-    trained = weights.whole[name].to(weight.dtype)
-    if not name.endswith(f".{ROWS}"):
-        return trained.contiguous()
-    indices = torch.tensor(weights.settings.trainable_token_indices)
-    return weight.index_copy(0, indices, trained)
-
-
-def _refuse_other_base(weights: AdapterWeights, base: str, where: str) -> None:
-    recorded, found = weights.metadata.get("base_sha256", ""), weights_sha256(find_model(base))
-    if recorded and recorded != found:
-        raise IncompatibleLowRankAdapter(
-            "the adapter belongs to another base model",
+    if weights.base_sha256 and weights.base_sha256 == weights_sha256(find_model(base)):
+        raise AdapterError(
+            "the adapter is not in this model",
             where=where,
-            why=f"it was trained on weights {recorded[:12]}…, '{base}' has {found[:12]}…",
-            do="name the base it was trained on with --base",
+            why=f"'{base}' has the very weights that the adapter was trained on",
+            do="name the merged model with --base",
         )
 
 
@@ -250,8 +245,7 @@ def _logits(
     change = float((merged - before).abs().max())
     # Taken out: the result with the adapter attached must answer as what we began with.
     model, expected = (merged_model.model, before) if subtract else (base.model, merged)
-    free = replace(weights, metadata={})  # hash and shapes were checked above
-    load_weights(model, free, where=where)
+    load_weights(model, weights, where=where)
     return change, float((_probe(model, ids) - expected).abs().max())
 
 

@@ -90,7 +90,7 @@ def load(
     adapter_folder = run.adapter if run else folder if (folder / CONFIG_FILE).is_file() else None
     spec = settings.model if settings else base_name_of(adapter_folder) if adapter_folder else str(name)
     root = run.path.parent.parent if run else None
-    weights = read_adapter(adapter_folder) if adapter_folder else None
+    weights = read_adapter(adapter_folder, takes_whole=True) if adapter_folder else None
     base = load_base(
         spec,
         device_name=device,
@@ -98,7 +98,7 @@ def load(
         quantize=quantize or trained_quantization(settings, weights, str(adapter_folder)),
         root=root,
     )
-    is_alone = adapter_folder is not None and weights is not None and weights.uses_dora
+    is_alone = adapter_folder is not None and weights is not None and weights.is_alone
     model = Model(
         str(name),
         base,

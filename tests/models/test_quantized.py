@@ -119,6 +119,45 @@ def test_an_adapter_over_it_has_the_gradients_of_autograd(kind, dropout, small_t
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+def quantized_base(tmp_path, kind="int8", name="phi3"):
+    tiny_model(name).save_pretrained(tmp_path / "model")
+    return load_base(str(tmp_path / "model"), device_name="cpu", dtype="float32", quantize=kind)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "gaussian"])
+def test_an_adapter_that_begins_in_the_base_begins_in_its_dequantised_weights(start, tmp_path):
+    base = quantized_base(tmp_path)
+    batch = PackedBatch.lay(random_rows([5, 20]))
+    before = token_scores(base, batch).nll_N
+    weight = base.model.get_submodule("model.layers.0.self_attn.o_proj").weight
+    adapter = attach(base.model, LoraSettings(rank=2, alpha=4, init_lora_weights=start), seed=0)
+    torch.testing.assert_close(token_scores(base, batch).nll_N, before)
+    layer = adapter.layers["model.layers.0.self_attn.o_proj"]
+    assert isinstance(layer.base, QuantizedLinear)
+    if start == "pissa":
+        u, sizes, v = torch.linalg.svd(weight, full_matrices=False)
+        expected = (u[:, :2] * sizes[:2]) @ v[:2]
+        torch.testing.assert_close(layer.scaling * layer.lora_B @ layer.lora_A, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ("model.layers.0.mlp",), "target_modules": ("o_proj",)}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"bias": "lora_only"}, "bias"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_and_leaves_the_model_bare(changes, where, tmp_path):
+    base = quantized_base(tmp_path, name="gpt2" if where == "bias" else "phi3")
+    with pytest.raises(SettingsError) as caught:
+        attach(base.model, LoraSettings(rank=2, alpha=4, **changes), seed=0)
+    assert caught.value.where == where
+    assert "quantize: none" in caught.value.do
+    attach(base.model, LoraSettings(rank=2, alpha=4), seed=0)
+
+
 def test_no_gradient_of_the_input_means_no_backward_tiles(monkeypatch):
     layer = LoraLinear(quantized(random_weight(8, 8), None, "int8", dtype=torch.float32), rank=2, scaling=1.0)
     out = layer(torch.randn(3, 8))

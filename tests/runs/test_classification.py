@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from labelled_project import COLOURS, write_labelled, write_labelled_set
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 import phinetune
@@ -93,6 +93,39 @@ def test_peft_and_transformers_read_the_adapter_with_equal_logits(project, model
         theirs = torch.cat([theirs_model(input_ids=torch.tensor([ids])).logits for ids in rows])
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert [found.label for found in classifier.classify(texts)] == ["red", "green", "blue"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_classifier_that_peft_wrote_answers_with_equal_logits(project, models, tmp_path):
+    list(train_run(project, run_name="r"))  # only for its base and its labels
+    theirs = get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(models[0], num_labels=3, dtype=torch.float32),
+        LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["qkv_proj"], init_lora_weights=False),
+    ).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["classifier", "score"]  # though this model has no `classifier`
+    assert read_adapter(tmp_path / "theirs", takes_whole=True).whole.keys() == {"score.weight"}
+    classifier = phinetune.load_classifier(tmp_path / "theirs", device="cpu", dtype="float32")
+    rows = [read_ids(classifier.renderer, example(text)) for text in ("red two cups", "green one")]
+    batch = PackedBatch.lay([labelled(ids, example("x"), 0) for ids in rows])
+    with torch.no_grad():
+        ours = class_logits(classifier.base, batch)
+        expected = torch.cat([theirs(input_ids=torch.tensor([ids])).logits for ids in rows])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    assert classifier.names == ("0", "1", "2")
+
+
+def test_what_is_trained_whole_beside_the_head_is_saved_and_read_with_it(project):
+    overrides = {"modules_to_save": "[norm]", "trainable_token_indices": "[5, 9]"}
+    list(train_run(project, run_name="r", overrides=overrides))
+    run = run_of(project)
+    assert read_adapter(run.adapter, takes_whole=True).whole.keys() == {
+        "score.weight", "model.norm.weight", "model.embed_tokens.trainable_tokens_delta"
+    }  # fmt: skip
+    recorded = json.loads(run.summary.read_text())["evaluation"]
+    assert phinetune.evaluate(run.path).evaluation() == recorded
+    assert recorded["adapter"]["accuracy"] == 1
 
 
 def example(text):
@@ -188,16 +221,16 @@ def test_balanced_weights_and_a_labels_file_change_the_order_and_the_loss(projec
 def test_what_a_classifier_cannot_be_is_refused_with_what_to_do(project, models, tmp_path):
     list(train_run(project, run_name="r"))
     run = run_of(project)
-    with pytest.raises(AdapterError, match="writes no answers") as caught:
+    with pytest.raises(AdapterError, match="is a classifier's") as caught:
         phinetune.load(run.path)
     assert "load_classifier" in caught.value.do
-    weights = read_adapter(run.adapter)
-    with pytest.raises(AdapterError, match="head cannot be merged"):
+    weights = read_adapter(run.adapter, takes_whole=True)
+    with pytest.raises(AdapterError, match="is a classifier's"):
         merge(weights, str(models[0]), tmp_path / "merged", where="r")
-    with pytest.raises(AdapterError, match="no place for a classification head"):
+    with pytest.raises(AdapterError, match="is a classifier's"):
         write_adapter(weights, tmp_path / "mlx", "mlx")
     write_adapter(weights, tmp_path / "one.safetensors", "single")
-    again = read_adapter(tmp_path / "one.safetensors")
+    again = read_adapter(tmp_path / "one.safetensors", takes_whole=True)
     assert torch.equal(again.whole["score.weight"], weights.whole["score.weight"])
     with pytest.raises(SettingsError, match="begins with an adapter of its own"):
         list(train_run(project, from_adapter=run.adapter))

@@ -28,7 +28,7 @@ from phinetune.lora.attach import linear_layers
 from phinetune.lora.files import check_layers
 from phinetune.lora.frozen import TiledLinear, frozen_weight, kind_of
 from phinetune.lora.frozen import features as features_of
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights, Update, require_no_head, require_updates_only
 
 # From this length on a run has products of its own (8 rows of 400 tokens, rank 16: 87 instead of 77 % of the
 # base's pace; of 130 tokens: 79 instead of 86, small products being slow to start). Their lengths are filled
@@ -142,6 +142,12 @@ class MixedLinear(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias: an attached adapter's layer computes with the parts of what it stands on."""
+        bias: Tensor | None = self.inner.bias  # type: ignore[assignment]
+        return bias
+
     def place(self, seat: int, update: Update | None) -> None:
         """Seat an update; None empties the seat."""
         self._range = None
@@ -246,13 +252,7 @@ class MixedLayers:
 
     def check(self, weights: AdapterWeights, where: str) -> None:
         """Raise `AdapterError` for an adapter that cannot be mixed or does not fit the model."""
-        if weights.whole:
-            raise AdapterError(
-                "a classifier writes no answers",
-                where=where,
-                why=f"the adapter has a head: {', '.join(weights.whole)}",
-                do="use phinetune evaluate, phinetune classify or phinetune.load_classifier",
-            )
+        require_no_head(weights, where)
         if weights.uses_dora:
             raise AdapterError(
                 "an adapter with DoRA cannot share a batch with others",
@@ -260,6 +260,7 @@ class MixedLayers:
                 why="its magnitudes scale the base's own weights",
                 do="merge it into the base: phinetune adapter merge",
             )
+        require_updates_only(weights, where)
         check_layers({name: layer.inner for name, layer in self._layers.items()}, weights, where)
 
     def place(self, seat: int, weights: Mapping[str, Update]) -> None:

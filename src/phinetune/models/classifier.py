@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter
 from phinetune.base.seeds import derive
-from phinetune.lora.attach import Adapter, Coverage, attach
+from phinetune.lora.attach import Adapter, attach
 from phinetune.lora.files import load_adapter, load_weights
 from phinetune.lora.peft_format import read_peft
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.weights import AdapterWeights
+from phinetune.lora.whole import WholeName
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 
@@ -30,7 +31,6 @@ HEAD = "score.weight"
 LABELS_KEY = "labels"
 # And the key that says what it reads: chats or texts.
 READS_KEY, CHATS, TEXTS = "reads", "chats", "texts"
-TASK_TYPE = "SEQ_CLS"
 _INITIAL_SPREAD = 0.02
 
 
@@ -67,33 +67,33 @@ class Classifier(nn.Module):
 class ClassifierAdapter(Adapter):
     """An adapter with a head: both are trained, saved and restored together."""
 
+    task_type = "SEQ_CLS"
+
     def __init__(self, adapter: Adapter, classifier: Classifier) -> None:
-        super().__init__(adapter.layers, adapter.settings)
+        names = (*adapter.settings.modules_to_save, "score")
+        settings = dataclasses.replace(adapter.settings, modules_to_save=names)
+        super().__init__(adapter.layers, settings, (*adapter.parts, _Head(classifier)))
         self.classifier = classifier
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from super().named_parameters()
-        head: nn.Parameter = self.classifier.get_parameter(HEAD)
-        yield HEAD, head
-
-    @property
-    def coverage(self) -> list[Coverage]:
-        score = self.classifier.score
-        head = Coverage(
-            target="score",
-            num_layers=1,
-            in_features=score.in_features,
-            out_features=score.out_features,
-            num_parameters=score.weight.numel(),
-        )
-        return [*super().coverage, head]
 
     def reset(self, seed: int) -> None:
         super().reset(seed)
         self.classifier.reset(seed)
 
-    def whole(self) -> dict[str, Tensor]:
-        return {HEAD: self.classifier.score.weight.detach().to("cpu", copy=True)}
+
+class _Head:
+    """The head among the adapter's weights that are trained whole; the base has none of its own."""
+
+    is_enabled = True
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.place = WholeName(module="score", attribute="weight", kind="module")
+        self.weight: nn.Parameter = classifier.get_parameter(HEAD)
+
+    def reset(self) -> None:
+        """`Classifier.reset` draws its first weights."""
+
+    def detach(self, model: nn.Module) -> None:
+        """It stands beside the model, not in it."""
 
 
 def with_classifier(
@@ -135,7 +135,13 @@ def load_on(base: Base, folder: Path) -> Adapter:
             why="it has none" if head is None else f"its shape is {tuple(head.shape)}, expected {expected}",
             do="load it with the classes it was trained for",
         )
-    bare = dataclasses.replace(weights, whole={}, task_type="CAUSAL_LM")
+    modules = tuple(name for name in weights.settings.modules_to_save if name != "score")
+    bare = dataclasses.replace(
+        weights,
+        whole={name: tensor for name, tensor in weights.whole.items() if name != HEAD},
+        settings=dataclasses.replace(weights.settings, modules_to_save=modules),
+        task_type="CAUSAL_LM",
+    )
     adapter = load_weights(base.model, bare, where=str(folder), base_sha256=base.sha256)
     with torch.no_grad():
         base.classifier.score.weight.copy_(head)

@@ -112,6 +112,12 @@ _RULES: tuple[tuple[str, Question, str, str], ...] = (
         "constrain_answers: none",
     ),
     (
+        "layers_pattern",
+        lambda s: s.layers_to_transform is None,
+        "layers_to_transform is null",
+        "layers_pattern: []",
+    ),
+    (
         "compare_max_new_tokens",
         _is_classification,
         "a classifier writes no answers",

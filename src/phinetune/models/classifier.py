@@ -111,9 +111,9 @@ def with_classifier(
 
 def attach_to(base: Base, settings: LoraSettings, *, seed: int) -> Adapter:
     """A fresh adapter on a base, with a fresh head where the base has one."""
-    adapter = attach(base.model, settings, seed=seed)
     if base.classifier is None:
-        return adapter
+        return attach(base.model, settings, seed=seed)
+    adapter = attach(base.model, _without_head(settings), seed=seed)
     base.classifier.reset(seed)
     return ClassifierAdapter(adapter, base.classifier)
 
@@ -135,17 +135,21 @@ def load_on(base: Base, folder: Path) -> Adapter:
             why="it has none" if head is None else f"its shape is {tuple(head.shape)}, expected {expected}",
             do="load it with the classes it was trained for",
         )
-    modules = tuple(name for name in weights.settings.modules_to_save if name != "score")
     bare = dataclasses.replace(
         weights,
         whole={name: tensor for name, tensor in weights.whole.items() if name != HEAD},
-        settings=dataclasses.replace(weights.settings, modules_to_save=modules),
+        settings=_without_head(weights.settings),
         task_type="CAUSAL_LM",
     )
     adapter = load_weights(base.model, bare, where=str(folder), base_sha256=base.sha256)
     with torch.no_grad():
         base.classifier.score.weight.copy_(head)
     return ClassifierAdapter(adapter, base.classifier)
+
+
+def _without_head(settings: LoraSettings) -> LoraSettings:
+    modules = tuple(name for name in settings.modules_to_save if name != "score")
+    return dataclasses.replace(settings, modules_to_save=modules)
 
 
 def class_names(weights: AdapterWeights) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from phinetune.cli.figures import count, duration_text, size_text
 
+NUM_CLASSES_SHOWN = 6
+
 
 def plan_view(plan: Mapping[str, Any]) -> RenderableType:
     """Data, steps, evaluations, forecast and warnings, one line each."""
@@ -29,6 +31,9 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and text of each line of the plan."""
     for part in ("train", "test"):
         yield part, _set_text(plan[part])
+    if classes := plan.get("classes"):
+        shown = ", ".join(classes[:NUM_CLASSES_SHOWN])
+        yield "classes", f"{len(classes):,}: {shown}{', …' if len(classes) > NUM_CLASSES_SHOWN else ''}"
     num_steps = plan["num_steps"]
     steps = count(num_steps, "step")
     yield "steps", f"{steps}, {plan['steps_per_epoch']:,} per epoch"
@@ -42,7 +47,8 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if batches := plan.get("batches"):
         yield "auto", ", ".join(f"{name}: {number}" for name, number in batches.items())
     if coverage := plan.get("coverage"):
-        yield "adapter", _coverage_text(coverage)
+        method = plan.get("method")
+        yield "adapter", _coverage_text(coverage) + (f"; {method}" if method else "")
     if compute := plan.get("compute"):
         yield "compute", str(compute)
     if forecast := plan.get("forecast"):
@@ -70,7 +76,10 @@ def _forecast_text(forecast: Mapping[str, Any]) -> str:
 
 
 def _coverage_text(coverage: list[Mapping[str, Any]]) -> str:
-    layers = ", ".join(f"{row['num_layers']} {row['target']}" for row in coverage)
+    kinds = {"rows": " rows of", "module": " whole"}
+    layers = ", ".join(
+        f"{row['num_layers']}{kinds.get(row.get('kind', ''), '')} {row['target']}" for row in coverage
+    )
     return f"{sum(row['num_parameters'] for row in coverage):,} weights in {layers}"
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phinetune.models.attention import GROUP_UP_TO, PLAIN_MATH_DTYPES
+from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
 from phinetune.models.loss import CHUNK_ENTRIES
+from phinetune.models.plain_attention import GROUP_UP_TO
 
 # On a CPU in bfloat16 oneDNN prepares code for every shape of a matrix product and keeps it, up to the
 # limit that `models.device` sets: about this much more than what a first short pass has prepared.

@@ -176,7 +176,7 @@ def _probe_batches(
                 break
             found.append([])
         found[-1].append(row)
-    return [PackedBatch.lay(batch, device) for batch in found]
+    return [PackedBatch.lay(batch, device, shares_prefixes=True) for batch in found]
 
 
 def _seconds_per_token(

@@ -122,7 +122,7 @@ def train_step(
     with ranks.full_together(), torch.random.fork_rng(devices=_cuda_devices(base.device)):
         for piece, weight in ranks.passes(parts, filler=used[:1]):
             torch.manual_seed(derive(dropout_seed, piece[0]))
-            batch = PackedBatch.lay([rows[row] for row in piece], base.device)
+            batch = PackedBatch.lay([rows[row] for row in piece], base.device, shares_prefixes=True)
             loss, _ = trained_token_loss(base, batch, settings.label_smoothing)
             (weight * loss / num_trained).backward()
             total += weight * loss.detach()

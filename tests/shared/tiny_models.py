@@ -188,6 +188,20 @@ def random_rows(lengths: Sequence[int], *, seed: int = 0, vocab: int = VOCAB) ->
     return rows
 
 
+def with_beginning(rows: Sequence[Rendered], num_shared: int, *, vocab: int = VOCAB) -> list[Rendered]:
+    """The rows after the same random, untrained tokens."""
+    beginning = np.random.default_rng(7).integers(0, vocab, num_shared).astype(np.int32)
+    untrained = np.zeros(num_shared, dtype=bool)
+    return [
+        Rendered(
+            ids=np.concatenate([beginning, row.ids]),
+            trained=np.concatenate([untrained, row.trained]),
+            source=row.source,
+        )
+        for row in rows
+    ]
+
+
 def by_transformers(base: Base, rows: Sequence[Rendered]) -> tuple[Tensor, Tensor]:
     """Per-token cross-entropy and greedy correctness, from transformers' own attention and head."""
     nll: list[Tensor] = []

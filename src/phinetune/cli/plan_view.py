@@ -41,6 +41,8 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "begins", f"with the adapter {beginning}"
     if batches := plan.get("batches"):
         yield "auto", ", ".join(f"{name}: {number}" for name, number in batches.items())
+    if sharing := plan.get("sharing"):
+        yield "shared", _sharing_text(sharing)
     if coverage := plan.get("coverage"):
         method = plan.get("method")
         yield "adapter", _coverage_text(coverage) + (f"; {method}" if method else "")
@@ -61,6 +63,13 @@ def _set_text(data: Mapping[str, Any]) -> str:
         if data.get(key):
             parts.append(f"{data[key]:,} {word}")
     return ", ".join(parts)
+
+
+def _sharing_text(sharing: Mapping[str, Any]) -> str:
+    return (
+        f"the first {sharing['num_leading_tokens']} tokens of rows are the same: computed once a batch, "
+        f"{sharing['saved_share']:.0%} fewer tokens"
+    )
 
 
 def _forecast_text(forecast: Mapping[str, Any]) -> str:

@@ -127,6 +127,12 @@ class PackedBatch:
         return len(self.ids_T)
 
     @property
+    def num_example_tokens(self) -> int:
+        """The tokens of all examples, shared ones counted for each of them."""
+        prefixes = set(self.segment_prefixes)
+        return sum(self.whole_length(i) for i in range(len(self.segment_lengths)) if i not in prefixes)
+
+    @property
     def segment_starts(self) -> list[int]:
         """Where each segment begins."""
         starts, position = [], 0

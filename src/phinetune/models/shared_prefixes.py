@@ -53,6 +53,12 @@ def shared_prefixes(examples: Sequence[Rendered]) -> list[SharedPrefix]:
     return sorted(found, key=lambda shared: (-shared.num_saved, shared.members))
 
 
+def num_added(first: Rendered, example: Rendered) -> int:
+    """About the tokens that an example adds to a batch that begins with `first`: cheap, to cut batches by."""
+    num_same = num_common(shareable(first), shareable(example))
+    return example.num_tokens - (num_same if num_same >= MIN_SHARED_TOKENS else 0)
+
+
 def shareable(example: Rendered) -> Ids:
     """The leading ids that may be shared: those that predict no trained token, and never all of them."""
     first = int(example.trained.argmax())

@@ -22,6 +22,7 @@ from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
 from phinetune.training.plan import Plan, SetPlan
 from phinetune.training.settings import TrainingSettings
+from phinetune.training.sharing import Sharing
 
 PACKAGES = ("phinetune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -77,6 +78,7 @@ def plan_values(
     base: Base,
     batches: Mapping[str, int],
     *,
+    sharing: Sharing | None = None,
     num_processes: int = 1,
 ) -> dict[str, Any]:
     """The plan as plain values, for the terminal and events.jsonl; without the row lists.
@@ -92,6 +94,7 @@ def plan_values(
         "method": adapter.settings.method,
         "compute": f"{base.device.type}, {base.compute.reason}{processes}",
         "batches": dict(batches),
+        "sharing": asdict(sharing) if sharing else None,
         "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},
     }
 

@@ -45,6 +45,7 @@ from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
 from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
+from phinetune.training.sharing import sharing_of
 
 
 def train_run(
@@ -147,7 +148,17 @@ def _lead(
     ranks.from_first(batches_told(batches))
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    values = plan_values(prepared.plan, expected, adapter, base, batches, num_processes=ranks.size)
+    values = plan_values(
+        prepared.plan,
+        expected,
+        adapter,
+        base,
+        batches,
+        sharing=sharing_of(
+            prepared.settings, prepared.plan, prepared.train.rendered, base.device.type == "cpu"
+        ),
+        num_processes=ranks.size,
+    )
     planned = Planned(
         plan={**values, **({"from_adapter": str(beginning.folder)} if beginning else {})},
     )

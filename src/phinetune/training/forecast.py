@@ -155,11 +155,7 @@ def _shapes(
 ) -> set[StepShape]:
     """The pieces that occur; few of them differ."""
     return {
-        StepShape(
-            num_tokens=sum(rows[row].num_tokens for row in piece),
-            num_trained_tokens=sum(rows[row].num_trained for row in piece),
-            longest_segment=max(rows[row].num_tokens for row in piece),
-        )
+        StepShape.of([rows[row] for row in piece])
         for group in groups
         for piece in pieces(group, rows, batch_size, is_cpu)
     }
@@ -171,7 +167,7 @@ def _probe_batches(
     """The first rows in batches of up to `most_tokens` tokens: the probe's set-up, and what is timed."""
     found: list[list[Rendered]] = [[]]
     for row in (rows[row] for sequence in sequences for row in sequence):
-        if found[-1] and sum(r.num_tokens for r in found[-1]) + row.num_tokens > most_tokens:
+        if found[-1] and StepShape.of([*found[-1], row]).num_tokens > most_tokens:
             if len(found) == 1 + NUM_TIMED:
                 break
             found.append([])
@@ -204,13 +200,13 @@ def _seconds_per_token(
 def _timed(
     work: Callable[[PackedBatch], object], found: Sequence[PackedBatch], device: torch.device, ranks: Ranks
 ) -> float:
-    """Seconds per token over different batches, as a CPU prepares for new shapes again and again.
+    """Seconds per token of the rows, over different batches: a CPU prepares for new shapes again and again.
 
     The first pays for set-up and counts only when it is alone or long.
     """
     took = []
     for batch in found:
-        took.append((seconds_of(partial(work, batch), device), batch.num_tokens))
+        took.append((seconds_of(partial(work, batch), device), batch.num_example_tokens))
         if ranks.agreed(took[-1][0] > LONG_PROBE_S):
             break
     counted = took[1:] or took

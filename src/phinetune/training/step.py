@@ -17,6 +17,7 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import trained_token_loss
+from phinetune.models.shared_prefixes import num_added
 from phinetune.text.render import Rendered
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows
@@ -42,21 +43,30 @@ def pieces(
     """Split a step's sequences into the rows of each forward pass.
 
     On a GPU a piece is a batch of `batch_size` sequences. On a CPU it is at most about
-    `CPU_PIECE_TOKENS` tokens: the same update in less memory.
+    `CPU_PIECE_TOKENS` tokens, shared ones counted once: the same update in less memory.
     """
     piece: list[int] = []
     num_tokens = num_sequences = 0
     for sequence in sequences:
-        length = sum(rows[row].num_tokens for row in sequence)
-        is_full = num_sequences == batch_size or (is_cpu and num_tokens + length > CPU_PIECE_TOKENS)
-        if piece and is_full:
+        length = (
+            _num_tokens([rows[row] for row in sequence], rows[piece[0]] if piece else None) if is_cpu else 0
+        )
+        if piece and (num_sequences == batch_size or num_tokens + length > CPU_PIECE_TOKENS):
             yield piece
             piece, num_tokens, num_sequences = [], 0, 0
+            length = _num_tokens([rows[row] for row in sequence], None) if is_cpu else 0
         piece += sequence
         num_tokens += length
         num_sequences += 1
     if piece:
         yield piece
+
+
+def _num_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
+    """The tokens that rows add to a piece which begins with `first`, or make by themselves."""
+    if first is None:
+        return added[0].num_tokens + sum(num_added(added[0], row) for row in added[1:])
+    return sum(num_added(first, row) for row in added)
 
 
 def halved(pieces: Iterable[list[int]], num_halvings: int) -> Iterator[list[int]]:

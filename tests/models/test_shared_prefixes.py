@@ -13,12 +13,12 @@ from tiny_models import ARCHITECTURES, MIXTURES, SHORT_CONTEXT, VOCAB, by_transf
 
 from phinetune.data.conversation import Source
 from phinetune.lora.attach import LoraSettings, attach
-from phinetune.models import attention
+from phinetune.models import attention, plain_attention
 from phinetune.models.attention import PLAIN_MATH_BELOW
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.plain_attention import BLOCK_ROWS, GROUP_UP_TO
-from phinetune.models.shared_prefixes import MIN_SHARED_TOKENS, shared_prefixes
+from phinetune.models.shared_prefixes import LONG_REST, MIN_SHARED_TOKENS, num_added, shared_prefixes
 from phinetune.text.render import Rendered
 
 # As in test_packed_loss: the order of float32 sums differs.
@@ -134,6 +134,27 @@ def test_nothing_is_shared_where_all_tokens_are_trained():
     batch = PackedBatch.lay(rows, shares_prefixes=True)
     assert batch.segment_lengths == (40, 40, 40)
     assert batch.segment_prefixes == ()
+
+
+def test_a_long_rest_shares_only_a_prefix_as_long():
+    rows = chats(100, [9, LONG_REST, LONG_REST + 1, 8, LONG_REST + 2])
+    (shared,) = shared_prefixes(rows)
+    assert (shared.num_tokens, shared.members) == (100, (0, 1, 3))
+    assert shared_prefixes(rows[2:3] + rows[4:]) == []
+    assert shared_prefixes(chats(LONG_REST + 2, [LONG_REST + 1, LONG_REST + 1]))
+    assert num_added(rows[0], rows[1]) == LONG_REST
+    assert num_added(rows[0], rows[2]) == LONG_REST + 101
+
+
+def test_groups_hold_no_more_pairs_than_their_limit(monkeypatch):
+    monkeypatch.setattr(plain_attention, "GROUP_PAIRS", 300)
+    segments = plain_attention.placed((5, 5, 5, 30, 6, 40), (5, 5, 5, 5, 5, None))
+    groups = plain_attention._groups(segments, torch.device("cpu"))
+    assert [len(group.take_SL) for group in groups] == [1, 1, 1, 1, 1, 1]
+    monkeypatch.setattr(plain_attention, "GROUP_PAIRS", 700)
+    plain_attention._groups.cache_clear()
+    groups = plain_attention._groups(segments, torch.device("cpu"))
+    assert [len(group.take_SL) for group in groups] == [1, 3, 1, 1]
 
 
 def test_equal_rows_keep_their_last_token():

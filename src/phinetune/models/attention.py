@@ -85,7 +85,8 @@ def segment_attention(
     if dropout:
         plain_below = 0
     segments = placed(lengths, segment_prefixes)
-    is_plain = [segment.end < plain_below for segment in segments]
+    # The kernel knows no prefix but through a mask, with which it is slow in bfloat16.
+    is_plain = [bool(s.end < plain_below or (plain_below and s.prefix_length)) for s in segments]
     outputs: list[Tensor] = []
     if any(is_plain):
         chosen = tuple(itertools.compress(segments, is_plain))

@@ -9,7 +9,6 @@ allocator has not given back. Knows nothing of data or settings.
 from __future__ import annotations
 
 import ctypes
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phinetune.models.attention import PLAIN_MATH_BELOW, PLAIN_MATH_DTYPES
+from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
 from phinetune.models.loss import CHUNK_ENTRIES
-from phinetune.models.plain_attention import GROUP_UP_TO
+from phinetune.models.plain_attention import GROUP_PAIRS, GROUP_UP_TO
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
 
@@ -70,7 +69,6 @@ class Costs:
     vocab_size: int
     item_bytes: int
     attention_per_pair: float
-    most_plain_keys: float
     num_adapter_parameters: int
     num_moments: int
     tokens_multiple: int
@@ -99,7 +97,6 @@ class Costs:
             vocab_size=base.vocab_size,
             item_bytes=item_bytes,
             attention_per_pair=(3 + has_cap) * is_plain * int(config.num_attention_heads) * item_bytes,
-            most_plain_keys=math.inf if has_cap else PLAIN_MATH_BELOW,
             num_adapter_parameters=num_adapter_parameters,
             num_moments=num_moments,
             tokens_multiple=TOKENS_MULTIPLE if is_cpu else 1,
@@ -117,8 +114,8 @@ class Costs:
         tokens = self.filled(shape.num_tokens)
         saved = tokens * self.saved_per_token
         layer = saved / self.num_layers
-        keys = min(shape.longest_prefix + min(shape.longest_segment, GROUP_UP_TO), self.most_plain_keys)
-        attention = shape.num_tokens * keys * self.attention_per_pair
+        keys = shape.longest_prefix + min(shape.longest_segment, GROUP_UP_TO)
+        attention = min(shape.num_tokens * keys, GROUP_PAIRS) * self.attention_per_pair
         products = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
         working = max(products, attention)
         loss = self._loss(shape)

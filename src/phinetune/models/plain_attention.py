@@ -24,6 +24,10 @@ BLOCK_ROWS = 128
 # times the length of the shortest at most. Padding stands at the end, where causal attention cannot see it.
 GROUP_UP_TO = 160
 GROUP_SPREAD = 1.5
+# Pairs of rows and keys of a group, unless one segment has more: what is held of each head at once.
+GROUP_PAIRS = 1 << 20
+# Masks up to this size are kept: every layer needs the same ones, and long segments' would fill the memory.
+KEPT_PAIRS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +153,13 @@ def _groups(segments: tuple[Segment, ...], device: torch.device) -> tuple[_Group
     while short:
         least = short[0]
         prefix = (least.prefix_start, least.prefix_length)
-        count = sum(
-            (s.prefix_start, s.prefix_length) == prefix and s.length <= least.length * GROUP_SPREAD
+        alike = [
+            s.length * s.end
             for s in short
-        )
+            if (s.prefix_start, s.prefix_length) == prefix and s.length <= least.length * GROUP_SPREAD
+        ]
+        # Padded to the longest, which is the last.
+        count = sum(number * pairs <= GROUP_PAIRS for number, pairs in enumerate(alike, start=1)) or 1
         groups.append(_group(short[:count], device))
         short = short[count:]
     return tuple(groups)
@@ -296,9 +303,9 @@ def _softmax(scores_NM: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None]:
         scores_NM, slope = squashed * shape.softcap, 1 - squashed**2
     first = num_keys - num_rows
     if shape.window is None:  # only the last, square part holds keys in the future
-        scores_NM[..., first:].masked_fill_(_hidden(0, num_rows, None, scores_NM.device), -math.inf)
+        scores_NM[..., first:].masked_fill_(hidden(0, num_rows, None, scores_NM.device), -math.inf)
     else:
-        scores_NM.masked_fill_(_hidden(first, num_keys, shape.window, scores_NM.device), -math.inf)
+        scores_NM.masked_fill_(hidden(first, num_keys, shape.window, scores_NM.device), -math.inf)
     return torch.softmax(scores_NM, dim=-1), slope
 
 
@@ -327,10 +334,15 @@ def _flat(x_KRD: Tensor, heads: int) -> Tensor:
 
 def hidden(first_row: int, end: int, window: int | None, device: torch.device) -> Tensor:
     """True where row (first_row..end) may not see key (0..end): later, or out of the window."""
+    is_small = (end - first_row) * end <= KEPT_PAIRS
+    return (_kept if is_small else _compared)(first_row, end, window, device)
+
+
+def _compared(first_row: int, end: int, window: int | None, device: torch.device) -> Tensor:
     rows = torch.arange(first_row, end, device=device)[:, None]
     keys = torch.arange(0, end, device=device)[None]
     is_hidden = keys > rows
     return is_hidden if window is None else is_hidden | (keys <= rows - window)
 
 
-_hidden = functools.lru_cache(maxsize=256)(hidden)  # small here: of blocks and groups, not of whole segments
+_kept = functools.lru_cache(maxsize=256)(_compared)

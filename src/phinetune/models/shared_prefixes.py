@@ -16,6 +16,9 @@ from phinetune.text.render import Rendered
 
 # Fewer common tokens than this are not worth a segment of their own.
 MIN_SHARED_TOKENS = 16
+# Attention over a prefix and a rest longer than this costs more than a shorter prefix saves: kernels for
+# long segments know no prefix (benchmarks/attention_cpu.py).
+LONG_REST = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +49,22 @@ def shared_prefixes(examples: Sequence[Rendered]) -> list[SharedPrefix]:
     # In the order of their bytes, examples with a common beginning are neighbours.
     able.sort(key=lambda place: (leading[place].tobytes(), place))
     common = [num_common(leading[a], leading[b]) for a, b in pairwise(able)]
-    found = [
-        SharedPrefix(num_tokens=num_tokens, members=tuple(sorted(able[first : end + 1])))
-        for num_tokens, first, end in _largest_blocks(common)
-    ]
+    found = []
+    for num_tokens, first, end in _largest_blocks(common):
+        members = [i for i in able[first : end + 1] if _is_worth(num_tokens, examples[i])]
+        if len(members) > 1:
+            found.append(SharedPrefix(num_tokens=num_tokens, members=tuple(sorted(members))))
     return sorted(found, key=lambda shared: (-shared.num_saved, shared.members))
 
 
 def num_added(first: Rendered, example: Rendered) -> int:
     """About the tokens that an example adds to a batch that begins with `first`: cheap, to cut batches by."""
     num_same = num_common(shareable(first), shareable(example))
-    return example.num_tokens - (num_same if num_same >= MIN_SHARED_TOKENS else 0)
+    return example.num_tokens - (num_same if _is_worth(num_same, example) else 0)
+
+
+def _is_worth(num_shared: int, example: Rendered) -> bool:
+    return num_shared >= MIN_SHARED_TOKENS and example.num_tokens - num_shared <= max(LONG_REST, num_shared)
 
 
 def shareable(example: Rendered) -> Ids:

@@ -16,15 +16,20 @@ from phinetune.lora.attach import LoraSettings, attach
 from phinetune.models import attention, plain_attention
 from phinetune.models.attention import PLAIN_MATH_BELOW
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
+from phinetune.models.classifier import with_classifier
 from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.plain_attention import BLOCK_ROWS, GROUP_UP_TO
 from phinetune.models.shared_prefixes import LONG_REST, MIN_SHARED_TOKENS, num_added, shared_prefixes
+from phinetune.text.labelled import Labelled
 from phinetune.text.render import Rendered
 
 # As in test_packed_loss: the order of float32 sums differs.
 ROUNDING = 5e-6
 # Rests in groups, in blocks, longer than a LongRoPE model's short context, and long enough for the kernel.
 RESTS = [5, 9, 30, 7, GROUP_UP_TO + 3, 2 * BLOCK_ROWS + 3, PLAIN_MATH_BELOW, 6]
+
+
+SOURCE = Source(file="x", line=1)
 
 
 def row(ids: Sequence[int], first_trained: int, line: int = 1) -> Rendered:
@@ -98,6 +103,26 @@ def gradients(base, adapter, batches):
     for batch in batches:
         trained_token_loss(base, batch)[0].backward()
     return [parameter.grad.clone() for parameter in adapter.parameters()]
+
+
+def test_classes_are_those_of_single_rows(way):
+    """A class is told by the last token of its own row, not by a prefix's."""
+    base = with_classifier(tiny_base("phi3"), ["a", "b", "c"])
+    base.classifier.reset(0)
+    ids = [example.ids for example in chats(24, [5, 40, 9, 6])]
+    rows = [
+        Labelled(ids=i, trained=np.arange(len(i)) == len(i) - 1, source=SOURCE, class_number=number % 3)
+        for number, i in enumerate(ids)
+    ]
+    batch = PackedBatch.lay(rows, shares_prefixes=True)
+    assert batch.num_tokens == sum(len(i) for i in ids) - 3 * 24
+    apart = [token_scores(base, PackedBatch.lay([one])) for one in rows]
+    scores = token_scores(base, batch)
+    torch.testing.assert_close(scores.nll_N, torch.cat([s.nll_N for s in apart]), rtol=1e-5, atol=1e-5)
+    assert scores.segment_N.tolist() == [0, 1, 2, 3]
+    loss, number = trained_token_loss(base, batch)
+    assert number == 4
+    assert loss.item() == pytest.approx(scores.nll_N.sum().item(), rel=1e-5)
 
 
 def test_no_row_sees_the_rest_of_another(way):

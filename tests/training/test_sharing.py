@@ -11,7 +11,7 @@ from phinetune.evaluation.scores import score_examples
 from phinetune.models import shared_prefixes
 from phinetune.models.memory import StepShape
 from phinetune.training import step as step_module
-from phinetune.training.forecast import probe, probed_sequences
+from phinetune.training.forecast import probe, probed_sequences, training_bytes
 from phinetune.training.sharing import sharing_of
 from phinetune.training.step import pieces, train_step
 from phinetune.training.validation import validate
@@ -125,6 +125,17 @@ def test_a_forecast_knows_that_less_is_computed(monkeypatch):
     whole = 12 * NUM_SHARED + sum(TRAIN_LENGTHS)
     assert timed[0].num_example_tokens == whole
     assert measured.train_s == pytest.approx((whole - 11 * NUM_SHARED) / whole)
+
+
+def test_of_many_rows_the_memory_is_a_bound_without_comparisons(monkeypatch):
+    training = stirred(finetune_train_seqlen=4096)
+    sequences = probed_sequences(training.settings, training.plan, training.train_rows)
+    costs = probe(training.base, training.adapter, training.settings, sequences, training.train_rows).costs
+    rows = training.train_rows, training.test_rows
+    exact = training_bytes(costs, training.settings, training.plan, *rows)
+    monkeypatch.setattr("phinetune.training.forecast.MOST_COMPARED_ROWS", 1)
+    monkeypatch.setattr(shared_prefixes, "num_common", None)
+    assert training_bytes(costs, training.settings, training.plan, *rows).step > 1.5 * exact.step
 
 
 def test_the_shape_of_a_batch_is_that_of_what_is_laid():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from phinetune.models.shared_prefixes import SharedPrefix, shared_prefixes
+from phinetune.text.labelled import Labelled
 from phinetune.text.layout import Ids
 from phinetune.text.render import Rendered
 
@@ -38,6 +39,8 @@ class PackedBatch:
     targets_T: Tensor
     segment_lengths: tuple[int, ...]
     segment_prefixes: tuple[int | None, ...] = ()
+    # The class of each example, for a classification.
+    classes_S: Tensor | None = None
 
     @classmethod
     def lay(
@@ -68,12 +71,14 @@ class PackedBatch:
         targets = [_targets(example)[start:] for example, start in zip(examples, first, strict=True)]
         targets += [np.full(prefix.num_tokens, NOT_TRAINED) for prefix in shared]
         positions = [np.arange(start, start + len(part)) for start, part in zip(starts, ids, strict=True)]
+        numbers = [example.class_number for example in examples if isinstance(example, Labelled)]
         return cls(
             ids_T=torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device),
             positions_T=torch.from_numpy(np.concatenate(positions)).to(device),
             targets_T=torch.from_numpy(np.concatenate(targets)).to(device),
             segment_lengths=tuple(len(part) for part in ids),
             segment_prefixes=tuple(prefixes) if shared else (),
+            classes_S=torch.tensor(numbers, device=device) if numbers else None,
         )
 
     def filled(self, multiple: int) -> PackedBatch:
@@ -127,10 +132,14 @@ class PackedBatch:
         return len(self.ids_T)
 
     @property
+    def num_examples(self) -> int:
+        """The first so many segments end where examples end; the others are prefixes."""
+        return len(self.segment_lengths) - len(set(self.segment_prefixes) - {None})
+
+    @property
     def num_example_tokens(self) -> int:
         """The tokens of all examples, shared ones counted for each of them."""
-        prefixes = set(self.segment_prefixes)
-        return sum(self.whole_length(i) for i in range(len(self.segment_lengths)) if i not in prefixes)
+        return sum(self.whole_length(segment) for segment in range(self.num_examples))
 
     @property
     def segment_starts(self) -> list[int]:

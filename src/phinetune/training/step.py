@@ -38,23 +38,28 @@ class StepResult:
 
 
 def pieces(
-    sequences: Sequence[Rows], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
+    sequences: Sequence[Rows],
+    rows: Sequence[Rendered],
+    batch_size: int,
+    is_cpu: bool,
+    *,
+    counts_all: bool = False,
 ) -> Iterator[list[int]]:
     """Split a step's sequences into the rows of each forward pass.
 
     On a GPU a piece is a batch of `batch_size` sequences. On a CPU it is at most about
-    `CPU_PIECE_TOKENS` tokens, shared ones counted once: the same update in less memory.
+    `CPU_PIECE_TOKENS` tokens, shared ones counted once unless `counts_all`: the same update in less memory.
     """
+    count = _all_tokens if counts_all else _num_tokens
     piece: list[int] = []
     num_tokens = num_sequences = 0
     for sequence in sequences:
-        length = (
-            _num_tokens([rows[row] for row in sequence], rows[piece[0]] if piece else None) if is_cpu else 0
-        )
+        added = [rows[row] for row in sequence] if is_cpu else []
+        length = count(added, rows[piece[0]] if piece else None)
         if piece and (num_sequences == batch_size or num_tokens + length > CPU_PIECE_TOKENS):
             yield piece
             piece, num_tokens, num_sequences = [], 0, 0
-            length = _num_tokens([rows[row] for row in sequence], None) if is_cpu else 0
+            length = count(added, None)
         piece += sequence
         num_tokens += length
         num_sequences += 1
@@ -64,9 +69,13 @@ def pieces(
 
 def _num_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
     """The tokens that rows add to a piece which begins with `first`, or make by themselves."""
-    if first is None:
-        return added[0].num_tokens + sum(num_added(added[0], row) for row in added[1:])
-    return sum(num_added(first, row) for row in added)
+    if first is None and added:
+        return added[0].num_tokens + _num_tokens(added[1:], added[0])
+    return sum(num_added(first, row) for row in added if first is not None)
+
+
+def _all_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
+    return sum(row.num_tokens for row in added)
 
 
 def halved(pieces: Iterable[list[int]], num_halvings: int) -> Iterator[list[int]]:

@@ -10,6 +10,8 @@ from phinetune.lora.attach import LoraSettings, attach
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loss import trained_token_loss
 from phinetune.models.memory import saved_bytes
+from phinetune.training.loop import start
+from phinetune.training.settings import TrainingSettings
 
 NUM_BLOCKS = 8
 
@@ -35,14 +37,11 @@ def test_what_is_kept_grows_with_the_adapted_blocks_alone():
     assert half - one == pytest.approx(3 * of_a_block, rel=0.02)
 
 
-def test_no_gradient_passes_below_the_first_adapted_block():
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_no_gradient_passes_below_the_first_adapted_block(is_checkpointed):
     base = tiny_base("phi3", num_hidden_layers=4)
-    attach(
-        base.model,
-        LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=None, layers_to_transform=(2, 3)),
-        seed=0,
-    )
-    base.model.train()
+    lora = LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=None, layers_to_transform=(2, 3))
+    start(base, attach(base.model, lora, seed=0), TrainingSettings(gradient_checkpointing=is_checkpointed))
     needs_gradient = []
     for block in base.model.get_decoder().layers:
         block.register_forward_hook(lambda *args: needs_gradient.append(args[-1].requires_grad))

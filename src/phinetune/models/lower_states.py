@@ -91,7 +91,7 @@ def _passed(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def _digest(ids: npt.NDArray[np.int32]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(ids).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(ids, np.int32).tobytes(), digest_size=16).digest()
 
 
 def first_trained_block(base: Base) -> int:

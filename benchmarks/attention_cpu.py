@@ -4,7 +4,8 @@
 
 The crossover belongs in `PLAIN_MATH_BELOW` of phinetune.models.attention. A second table asks how the
 short segments of a packed batch are best computed: all in our one function, one fused call each, one
-fused call with a block mask, or as a batch of segments of equal length (which real chats are not).
+fused call with a block mask, or as a batch of segments of equal length (which real chats are not). A third
+one compares rows that begin alike with their rests after a shared prefix.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from phinetune.models import attention
 
 LENGTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+# Tokens of the prefix and of each rest, and how many rests.
+PREFIXED = ((16, 40, 30), (60, 57, 17), (60, 300, 6), (60, 500, 4), (250, 700, 2), (1000, 50, 2))
 NUM_TRIES = 9
 NO_LENGTH, EVERY_LENGTH = 0, 1 << 30
 
@@ -46,12 +49,19 @@ def milliseconds(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> flo
     return 1e3 * best
 
 
-def segments(lengths: tuple[int, ...], inputs: Sequence[Tensor], below: int) -> float:
+def segments(
+    lengths: tuple[int, ...],
+    inputs: Sequence[Tensor],
+    below: int,
+    prefixes: tuple[int | None, ...] = (),
+) -> float:
     """Milliseconds of phinetune's attention over segments, plain below a length."""
     module = nn.Module()
     with plain_below(below):
         return milliseconds(
-            lambda q, k, v: attention.segment_attention(module, q, k, v, None, segment_lengths=lengths)[0],
+            lambda q, k, v: attention.segment_attention(
+                module, q, k, v, None, segment_lengths=lengths, segment_prefixes=prefixes
+            )[0],
             inputs,
         )
 
@@ -94,6 +104,22 @@ def together(heads: int, head_size: int, dtype: torch.dtype, num_tokens: int) ->
         )
 
 
+def prefixed(heads: int, head_size: int, dtype: torch.dtype) -> None:
+    """Attention alone: what the tokens that are not computed save elsewhere comes on top."""
+    print(f"\n{str(dtype).removeprefix('torch.')}, milliseconds; plain or fused as in training")
+    print(f"{'prefix':>8}{'rest':>8}{'rows':>8}{'each':>10}{'shared':>10}{'by mask':>10}")
+    below = attention.PLAIN_MATH_BELOW
+    for prefix, rest, count in PREFIXED:
+        lengths, prefixes = (rest,) * count + (prefix,), (count,) * count + (None,)
+        each = drawn(1, heads, (prefix + rest) * count, head_size, dtype)
+        shared = drawn(1, heads, sum(lengths), head_size, dtype)
+        print(
+            f"{prefix:>8}{rest:>8}{count:>8}{segments((prefix + rest,) * count, each, below):>10.1f}"
+            f"{segments(lengths, shared, below, prefixes):>10.1f}"
+            f"{segments(lengths, shared, NO_LENGTH, prefixes):>10.1f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="plain against fused attention on a CPU")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's own choice")
@@ -107,6 +133,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         crossover(options.heads, options.head_size, dtype)
     together(options.heads, options.head_size, torch.bfloat16, 2048)
+    prefixed(options.heads, options.head_size, torch.bfloat16)
 
 
 if __name__ == "__main__":

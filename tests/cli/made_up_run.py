@@ -53,6 +53,13 @@ PLAN: dict[str, Any] = {
     "evaluation_steps": [20, 40],
     "save_steps": [40],
     "warnings": [{"what": WARNING, "propose": "num_warmup_steps: 4"}],
+    "sharing": {"num_leading_tokens": 60, "saved_share": 0.478},
+    "kept_states": {
+        "first_block": 28,
+        "size_bytes": 196_000_000,
+        "folder": "cache/states",
+        "is_made": False,
+    },
     "forecast": {"seconds": 95.0, "peak_memory_bytes": 1.2e9},
 }
 SUMMARY: dict[str, Any] = {

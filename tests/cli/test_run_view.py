@@ -55,6 +55,8 @@ def test_the_plan_shows_every_number() -> None:
         "3 left out",
         "40 steps",
         "10% of the steps",
+        "the states below block 28, 196.0 MB in cache/states: computed once before the first step",
+        "the first 60 tokens of rows are the same: computed once a batch, 48% fewer tokens",
         "about 1 min 35 s, 1.2 GB of memory",
     ):
         assert part in progress

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, MIXTURES, SHORT_CONTEXT, VOCAB, random_rows, tiny_base
+from tiny_models import ARCHITECTURES, MIXTURES, SHORT_CONTEXT, VOCAB, by_transformers, random_rows, tiny_base
 from torch.nn.functional import cross_entropy
 
 from phinetune.models import attention
 from phinetune.models import loss as loss_module
-from phinetune.models.attention import BLOCK_ROWS, PLAIN_MATH_BELOW, segment_attention
+from phinetune.models.attention import PLAIN_MATH_BELOW, segment_attention
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loss import token_scores, trained_token_loss
+from phinetune.models.plain_attention import BLOCK_ROWS
 
 # On both sides of the sliding windows (8), of LongRoPE's short context (32), of a block of queries
 # and of the length from which the fused kernel computes: all in one batch.
 LENGTHS = [5, 40, 17, 2 * BLOCK_ROWS + 3, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, PLAIN_MATH_BELOW + 1, 2]
 # Neighbours decide which segments are padded to one length, and so the order of float32 sums.
 ROUNDING = 5e-6
-
-
-def by_transformers(base, rows):
-    """Per-token cross-entropy and greedy correctness, from transformers' own attention and head."""
-    nll, is_correct = [], []
-    with base.plain_attention(), torch.no_grad():
-        assert base.model.config._attn_implementation in ("sdpa", "eager")
-        for row in rows:
-            ids = torch.from_numpy(row.ids).long()
-            logits = base.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-            chosen = torch.from_numpy(row.trained)[1:]
-            nll.append(cross_entropy(logits, ids[1:], reduction="none")[chosen])
-            is_correct.append((logits.argmax(-1) == ids[1:])[chosen])
-    return torch.cat(nll), torch.cat(is_correct)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -184,3 +186,32 @@ def random_rows(lengths: Sequence[int], *, seed: int = 0, vocab: int = VOCAB) ->
         ids = rng.integers(0, vocab, length).astype(np.int32)
         rows.append(Rendered(ids=ids, trained=trained, source=Source(file="tiny.json", line=number)))
     return rows
+
+
+def with_beginning(rows: Sequence[Rendered], num_shared: int, *, vocab: int = VOCAB) -> list[Rendered]:
+    """The rows after the same random, untrained tokens."""
+    beginning = np.random.default_rng(7).integers(0, vocab, num_shared).astype(np.int32)
+    untrained = np.zeros(num_shared, dtype=bool)
+    return [
+        Rendered(
+            ids=np.concatenate([beginning, row.ids]),
+            trained=np.concatenate([untrained, row.trained]),
+            source=row.source,
+        )
+        for row in rows
+    ]
+
+
+def by_transformers(base: Base, rows: Sequence[Rendered]) -> tuple[Tensor, Tensor]:
+    """Per-token cross-entropy and greedy correctness, from transformers' own attention and head."""
+    nll: list[Tensor] = []
+    is_correct: list[Tensor] = []
+    with base.plain_attention(), torch.no_grad():
+        assert base.model.config._attn_implementation in ("sdpa", "eager")
+        for row in rows:
+            ids = torch.from_numpy(row.ids).long()
+            logits = base.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+            chosen = torch.from_numpy(row.trained)[1:]
+            nll.append(cross_entropy(logits, ids[1:], reduction="none")[chosen])
+            is_correct.append((logits.argmax(-1) == ids[1:])[chosen])
+    return torch.cat(nll), torch.cat(is_correct)

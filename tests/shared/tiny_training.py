@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tiny_models import random_rows, tiny_base
+from tiny_models import random_rows, tiny_base, with_beginning
 
 from phinetune.base.events import Event
 from phinetune.lora.attach import Adapter, attach
@@ -69,13 +69,20 @@ def tiny_training(
     *,
     train_lengths: Sequence[int] = TRAIN_LENGTHS,
     test_lengths: Sequence[int] = TEST_LENGTHS,
+    num_shared: int = 0,
     **changes: Any,
 ) -> TinyTraining:
-    """A training that has not begun; the model is the same whatever the settings."""
+    """A training that has not begun; the model is the same whatever the settings.
+
+    All rows begin with the same `num_shared` tokens, which come on top of their lengths.
+    """
     settings = small_settings(**changes)
     base = tiny_base(name)
     adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
-    train_rows, test_rows = random_rows(train_lengths, seed=1), random_rows(test_lengths, seed=2)
+    train_rows, test_rows = (
+        with_beginning(random_rows(lengths, seed=seed), num_shared)
+        for lengths, seed in ((train_lengths, 1), (test_lengths, 2))
+    )
     return TinyTraining(
         base=base,
         adapter=adapter,

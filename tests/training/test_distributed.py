@@ -116,6 +116,16 @@ def test_both_end_with_the_bits_of_each_other_and_the_result_of_one(answers, cas
 
 
 @pytest.mark.slow
+def test_which_rows_share_their_beginning_changes_nothing(answers):
+    """Each process computes it once for its own rows."""
+    first, second = (answer["same_beginning"] for answer in answers)
+    assert first == second
+    steps, _, weights = alone(num_shared=24, finetune_train_seqlen=128)
+    assert first["losses"] == pytest.approx([step.loss for step in steps], rel=1e-6)
+    assert furthest(first["weights"], weights) < 1e-6
+
+
+@pytest.mark.slow
 def test_dropout_is_at_work_and_leaves_both_alike(answers):
     first, second = (answer["with_dropout"] for answer in answers)
     assert first == second

@@ -72,6 +72,10 @@ def alike(ranks: Ranks) -> dict[str, Any]:
     return followed(ranks, STEPS)
 
 
+def same_beginning(ranks: Ranks) -> dict[str, Any]:
+    return followed(ranks, {**STEPS, "num_shared": 24, "finetune_train_seqlen": 128})
+
+
 def with_dropout(ranks: Ranks) -> dict[str, Any]:
     return followed(ranks, {**STEPS, "lora_dropout": 0.3})
 
@@ -153,8 +157,8 @@ def refused(work: Callable[[], object]) -> dict[str, Any]:
 
 
 CASES = [
-    alike, with_dropout, full_memory, state_of_the_first, weights_apart, other_facts, divided_base,
-    a_word_to_all,
+    alike, same_beginning, with_dropout, full_memory, state_of_the_first, weights_apart, other_facts,
+    divided_base, a_word_to_all,
 ]  # fmt: skip
 
 

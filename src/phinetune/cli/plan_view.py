@@ -46,6 +46,10 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "begins", f"with the adapter {beginning}"
     if batches := plan.get("batches"):
         yield "auto", ", ".join(f"{name}: {number}" for name, number in batches.items())
+    if sharing := plan.get("sharing"):
+        yield "shared", _sharing_text(sharing)
+    if kept := plan.get("kept_states"):
+        yield "kept", _kept_text(kept)
     if coverage := plan.get("coverage"):
         method = plan.get("method")
         yield "adapter", _coverage_text(coverage) + (f"; {method}" if method else "")
@@ -66,6 +70,22 @@ def _set_text(data: Mapping[str, Any]) -> str:
         if data.get(key):
             parts.append(f"{data[key]:,} {word}")
     return ", ".join(parts)
+
+
+def _sharing_text(sharing: Mapping[str, Any]) -> str:
+    return (
+        f"the first {sharing['num_leading_tokens']} tokens of rows are the same: computed once a batch, "
+        f"{sharing['saved_share']:.0%} fewer tokens"
+    )
+
+
+def _kept_text(kept: Mapping[str, Any]) -> str:
+    below = (
+        f"the states below block {kept['first_block']}, {size_text(kept['size_bytes'])} in {kept['folder']}"
+    )
+    if kept["is_made"]:
+        return f"{below}, from a run before: faster than forecast"
+    return f"{below}: computed once before the first step, then faster than forecast"
 
 
 def _forecast_text(forecast: Mapping[str, Any]) -> str:

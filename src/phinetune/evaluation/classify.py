@@ -48,7 +48,8 @@ def predict(
     parts = []
     with without_dropout(base):
         for batch in token_batches(rows, batch_limit(base)):
-            logits_SC = class_logits(base, PackedBatch.lay([rows[index] for index in batch], base.device))
+            chosen = [rows[index] for index in batch]
+            logits_SC = class_logits(base, PackedBatch.lay(chosen, base.device, shares_prefixes=True))
             parts.append(torch.log_softmax(logits_SC, -1).double().cpu().numpy())
             if on_progress:
                 on_progress(batch.stop)

@@ -47,7 +47,7 @@ def score_examples(
 
 def _batch_sums(base: Base, examples: Sequence[Rendered]) -> NDArray[np.float64]:
     """Per example the sums of loss, of ones, of correct guesses: [examples, 3]."""
-    scores = token_scores(base, PackedBatch.lay(examples, base.device))
+    scores = token_scores(base, PackedBatch.lay(examples, base.device, shares_prefixes=True))
     nll_N = scores.nll_N.double()
     columns_N3 = torch.stack([nll_N, torch.ones_like(nll_N), scores.is_correct_N.double()], dim=1)
     sums_S3 = torch.zeros(len(examples), 3, dtype=torch.float64, device=nll_N.device)

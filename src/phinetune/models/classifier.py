@@ -169,16 +169,16 @@ def class_names(weights: AdapterWeights) -> tuple[str, ...]:
 
 
 def class_logits(base: Base, batch: PackedBatch) -> Tensor:
-    """Logits (segments, classes) in float32, read off the last token of each segment."""
+    """Logits (examples, classes) in float32, read off the last token of each."""
     assert base.classifier is not None
-    lengths = torch.tensor(batch.segment_lengths, device=base.device)
+    lengths = torch.tensor(batch.segment_lengths[: batch.num_examples], device=base.device)
     hidden_SH = base.hidden_states(batch)[lengths.cumsum(0) - 1]
     logits_SC: Tensor = base.classifier.score(hidden_SH.float())
     return logits_SC
 
 
 def class_loss(base: Base, batch: PackedBatch, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
-    """The summed, weighted cross-entropy of the segments' classes, and the number of segments."""
+    """The summed, weighted cross-entropy of the examples' classes, and the number of examples."""
     assert base.classifier is not None
     assert batch.classes_S is not None
     loss = torch.nn.functional.cross_entropy(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phinetune.models.attention import GROUP_UP_TO, PLAIN_MATH_DTYPES
+from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
 from phinetune.models.loss import CHUNK_ENTRIES
+from phinetune.models.plain_attention import GROUP_PAIRS, GROUP_UP_TO
+from phinetune.models.shared_prefixes import shared_prefixes
+from phinetune.text.render import Rendered
 
 # On a CPU in bfloat16 oneDNN prepares code for every shape of a matrix product and keeps it, up to the
 # limit that `models.device` sets: about this much more than what a first short pass has prepared.
@@ -31,11 +34,37 @@ HOLES_SHARE, HOLES_BYTES = 0.25, 250e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
-    """A piece of work that goes through the model at once, and the longest example in it."""
+    """A piece of work that goes through the model at once.
+
+    `longest_segment` is the longest example in it, or what follows the `longest_prefix` that examples share.
+    """
 
     num_tokens: int
     num_trained_tokens: int
     longest_segment: int
+    longest_prefix: int = 0
+
+    @classmethod
+    def of(cls, examples: Sequence[Rendered]) -> StepShape:
+        """The shape of a batch in which shared leading tokens are computed once."""
+        shared = shared_prefixes(examples)
+        prefix_tokens = {member: prefix.num_tokens for prefix in shared for member in prefix.members}
+        lengths = [example.num_tokens - prefix_tokens.get(i, 0) for i, example in enumerate(examples)]
+        return cls(
+            num_tokens=sum(lengths) + sum(prefix.num_tokens for prefix in shared),
+            num_trained_tokens=sum(example.num_trained for example in examples),
+            longest_segment=max([*lengths, *prefix_tokens.values()]),
+            longest_prefix=max(prefix_tokens.values(), default=0),
+        )
+
+    @classmethod
+    def without_sharing(cls, examples: Sequence[Rendered]) -> StepShape:
+        """The shape of a batch in which every example is computed whole."""
+        return cls(
+            num_tokens=sum(example.num_tokens for example in examples),
+            num_trained_tokens=sum(example.num_trained for example in examples),
+            longest_segment=max(example.num_tokens for example in examples),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +123,8 @@ class Costs:
         tokens = self.filled(shape.num_tokens)
         saved = tokens * self.saved_per_token
         layer = saved / self.num_layers
-        attention = shape.num_tokens * min(shape.longest_segment, GROUP_UP_TO) * self.attention_per_pair
+        keys = shape.longest_prefix + min(shape.longest_segment, GROUP_UP_TO)
+        attention = min(shape.num_tokens * keys, GROUP_PAIRS) * self.attention_per_pair
         products = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
         working = max(products, attention)
         loss = self._loss(shape)

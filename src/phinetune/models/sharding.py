@@ -26,14 +26,15 @@ def shard_blocks(model: PreTrainedModel, device: torch.device) -> None:
     """
     decoder = model.get_decoder()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in _blocks(decoder, int(model.config.num_hidden_layers)):
+    for block in blocks_of(decoder, int(model.config.num_hidden_layers)):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # The decoder last, with no weights to divide: it lets the next block's come while one computes.
     whole = {weight for weight in decoder.parameters() if not isinstance(weight, DTensor)}
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
 
 
-def _blocks(decoder: nn.Module, number: int) -> nn.ModuleList:
+def blocks_of(decoder: nn.Module, number: int) -> nn.ModuleList:
+    """The list of a decoder's blocks. Raises `ModelError` when there is none of that length."""
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return module

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phinetune.base.files import sha256_file
 from phinetune.lora.attach import Adapter
@@ -23,6 +23,10 @@ from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
 from phinetune.training.plan import Plan, SetPlan
 from phinetune.training.settings import TrainingSettings
+from phinetune.training.sharing import Sharing
+
+if TYPE_CHECKING:
+    from phinetune.runs.kept_states import KeptStates
 
 PACKAGES = ("phinetune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -78,6 +82,8 @@ def plan_values(
     base: Base,
     batches: Mapping[str, int],
     *,
+    sharing: Sharing | None = None,
+    states: KeptStates | None = None,
     num_processes: int = 1,
 ) -> dict[str, Any]:
     """The plan as plain values, for the terminal and events.jsonl; without the row lists.
@@ -94,6 +100,8 @@ def plan_values(
         "method": adapter.settings.method,
         "compute": f"{base.device.type}, {base.compute.reason}{kept}{processes}",
         "batches": dict(batches),
+        "sharing": asdict(sharing) if sharing else None,
+        "kept_states": asdict(states) if states else None,
         "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},
     }
 

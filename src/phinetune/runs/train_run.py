@@ -34,6 +34,7 @@ from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_o
 from phinetune.runs.folder import checked_run_path, create_run
 from phinetune.runs.following import batches_told, common_facts, settings_told, shape_told, take_part
 from phinetune.runs.forecast import Forecaster, refuse_base_too_large
+from phinetune.runs.kept_states import kept_states, with_kept_states
 from phinetune.runs.prepare import lora_settings, prepare, prepared_base
 from phinetune.runs.processes import Processes, launched_place
 from phinetune.runs.project import SETTINGS_FILE
@@ -46,6 +47,7 @@ from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
 from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
+from phinetune.training.sharing import sharing_of
 
 
 def train_run(
@@ -162,7 +164,21 @@ def _lead(
     ranks.from_first(batches_told(batches))
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
-    values = plan_values(prepared.plan, expected, adapter, base, batches, num_processes=ranks.size)
+    kept = None
+    if not found or found.record.get("kept_states"):
+        kept = kept_states(project, base, prepared, ranks, is_required=found is not None)
+    values = plan_values(
+        prepared.plan,
+        expected,
+        adapter,
+        base,
+        batches,
+        sharing=sharing_of(
+            prepared.settings, prepared.plan, prepared.train.rendered, base.device.type == "cpu"
+        ),
+        states=kept,
+        num_processes=ranks.size,
+    )
     planned = Planned(
         plan={
             **values,
@@ -182,6 +198,7 @@ def _lead(
             "overrides": overrides,
             "settings": settings.model_dump(mode="json"),
             "batches": batches,
+            "kept_states": kept is not None,
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
             "lineage": list(beginning.lineage) if beginning else [],
@@ -204,6 +221,9 @@ def _lead(
             run.write_json(run.run_json, {**run_json, "status": "running"})
         else:
             log.append(planned)
+        if kept:
+            yield Stage(name="keep states", detail=f"below block {kept.first_block}")
+            base = with_kept_states(project, base, prepared, kept)
         road = Road(
             run=run,
             prepared=prepared,

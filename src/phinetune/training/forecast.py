@@ -27,6 +27,8 @@ from phinetune.training.settings import TrainingSettings
 from phinetune.training.step import pieces
 
 PROBE_TOKENS = 1024
+# Comparing the beginnings of rows takes about 5 us each, and a forecast is made for many settings.
+MOST_COMPARED_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,15 +155,13 @@ def training_bytes(
 def _shapes(
     groups: Iterator[list[Rows]] | list[list[Rows]], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
 ) -> set[StepShape]:
-    """The pieces that occur; few of them differ."""
+    """The pieces that occur; few of them differ. Of many rows no beginnings are compared: it is a bound."""
+    is_exact = len(rows) <= MOST_COMPARED_ROWS
+    shape = StepShape.of if is_exact else StepShape.without_sharing
     return {
-        StepShape(
-            num_tokens=sum(rows[row].num_tokens for row in piece),
-            num_trained_tokens=sum(rows[row].num_trained for row in piece),
-            longest_segment=max(rows[row].num_tokens for row in piece),
-        )
+        shape([rows[row] for row in piece])
         for group in groups
-        for piece in pieces(group, rows, batch_size, is_cpu)
+        for piece in pieces(group, rows, batch_size, is_cpu, counts_all=not is_exact)
     }
 
 
@@ -171,12 +171,12 @@ def _probe_batches(
     """The first rows in batches of up to `most_tokens` tokens: the probe's set-up, and what is timed."""
     found: list[list[Rendered]] = [[]]
     for row in (rows[row] for sequence in sequences for row in sequence):
-        if found[-1] and sum(r.num_tokens for r in found[-1]) + row.num_tokens > most_tokens:
+        if found[-1] and StepShape.of([*found[-1], row]).num_tokens > most_tokens:
             if len(found) == 1 + NUM_TIMED:
                 break
             found.append([])
         found[-1].append(row)
-    return [PackedBatch.lay(batch, device) for batch in found]
+    return [PackedBatch.lay(batch, device, shares_prefixes=True) for batch in found]
 
 
 def _seconds_per_token(
@@ -204,13 +204,13 @@ def _seconds_per_token(
 def _timed(
     work: Callable[[PackedBatch], object], found: Sequence[PackedBatch], device: torch.device, ranks: Ranks
 ) -> float:
-    """Seconds per token over different batches, as a CPU prepares for new shapes again and again.
+    """Seconds per token of the rows, over different batches: a CPU prepares for new shapes again and again.
 
     The first pays for set-up and counts only when it is alone or long.
     """
     took = []
     for batch in found:
-        took.append((seconds_of(partial(work, batch), device), batch.num_tokens))
+        took.append((seconds_of(partial(work, batch), device), batch.num_example_tokens))
         if ranks.agreed(took[-1][0] > LONG_PROBE_S):
             break
     counted = took[1:] or took

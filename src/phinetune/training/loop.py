@@ -37,6 +37,8 @@ def start(base: Base, adapter: Adapter, settings: TrainingSettings) -> TrainStat
         # transformers renamed it on the way to version 6; the argument has the same place in both.
         enable = getattr(base.model, "activation_checkpointing_enable", None)
         (enable or base.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        # Else embeddings ask for gradients, which then pass through every block below the first adapted one.
+        base.model.disable_input_require_grads()
     return TrainState(adapter=adapter, optimizer=make_optimizer(adapter, settings))
 
 

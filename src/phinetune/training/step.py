@@ -17,6 +17,7 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import trained_token_loss
+from phinetune.models.shared_prefixes import num_added
 from phinetune.text.render import Rendered
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows
@@ -37,26 +38,44 @@ class StepResult:
 
 
 def pieces(
-    sequences: Sequence[Rows], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
+    sequences: Sequence[Rows],
+    rows: Sequence[Rendered],
+    batch_size: int,
+    is_cpu: bool,
+    *,
+    counts_all: bool = False,
 ) -> Iterator[list[int]]:
     """Split a step's sequences into the rows of each forward pass.
 
     On a GPU a piece is a batch of `batch_size` sequences. On a CPU it is at most about
-    `CPU_PIECE_TOKENS` tokens: the same update in less memory.
+    `CPU_PIECE_TOKENS` tokens, shared ones counted once unless `counts_all`: the same update in less memory.
     """
+    count = _all_tokens if counts_all else _num_tokens
     piece: list[int] = []
     num_tokens = num_sequences = 0
     for sequence in sequences:
-        length = sum(rows[row].num_tokens for row in sequence)
-        is_full = num_sequences == batch_size or (is_cpu and num_tokens + length > CPU_PIECE_TOKENS)
-        if piece and is_full:
+        added = [rows[row] for row in sequence] if is_cpu else []
+        length = count(added, rows[piece[0]] if piece else None)
+        if piece and (num_sequences == batch_size or num_tokens + length > CPU_PIECE_TOKENS):
             yield piece
             piece, num_tokens, num_sequences = [], 0, 0
+            length = count(added, None)
         piece += sequence
         num_tokens += length
         num_sequences += 1
     if piece:
         yield piece
+
+
+def _num_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
+    """The tokens that rows add to a piece which begins with `first`, or make by themselves."""
+    if first is None and added:
+        return added[0].num_tokens + _num_tokens(added[1:], added[0])
+    return sum(num_added(first, row) for row in added if first is not None)
+
+
+def _all_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
+    return sum(row.num_tokens for row in added)
 
 
 def halved(pieces: Iterable[list[int]], num_halvings: int) -> Iterator[list[int]]:
@@ -122,7 +141,7 @@ def train_step(
     with ranks.full_together(), torch.random.fork_rng(devices=_cuda_devices(base.device)):
         for piece, weight in ranks.passes(parts, filler=used[:1]):
             torch.manual_seed(derive(dropout_seed, piece[0]))
-            batch = PackedBatch.lay([rows[row] for row in piece], base.device)
+            batch = PackedBatch.lay([rows[row] for row in piece], base.device, shares_prefixes=True)
             loss, _ = trained_token_loss(base, batch, settings.label_smoothing)
             (weight * loss / num_trained).backward()
             total += weight * loss.detach()

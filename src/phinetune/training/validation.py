@@ -48,7 +48,8 @@ def validate(
     is_cpu = base.device.type == "cpu"
     parts = list(pieces(ranks.share(sequences, rows), rows, settings.test_batch_size, is_cpu))
     for piece, weight in ranks.passes(parts, filler=[sequences[0][0]]):
-        scores = token_scores(base, PackedBatch.lay([rows[row] for row in piece], base.device))
+        batch = PackedBatch.lay([rows[row] for row in piece], base.device, shares_prefixes=True)
+        scores = token_scores(base, batch)
         count = torch.tensor(float(len(scores.nll_N)), device=base.device)
         sums = torch.stack([scores.nll_N.sum(), scores.is_correct_N.sum().float(), count])
         waiting.append(weight * sums)

@@ -16,8 +16,8 @@ from phinetune.base.errors import AdapterError
 from phinetune.generation.mixing import MixedLayers
 from phinetune.lora.attach import LoraSettings, attach
 from phinetune.lora.dora import DoraLinear
-from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.lora.dropout import BYTE_VALUES, dropout_threshold, dropped, keep_mask
+from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.peft_format import read_peft
 

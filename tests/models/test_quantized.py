@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from phinetune.base.errors import ModelError, SettingsError
 from phinetune.lora.attach import LoraSettings, attach
+from phinetune.lora.dropout import BYTE_VALUES, dropped, keep_mask
 from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.lora.frozen import TiledLinear
-from phinetune.lora.dropout import BYTE_VALUES, dropped, keep_mask
 from phinetune.lora.layers import LoraLinear
 from phinetune.models import quantized as module
 from phinetune.models.batch import PackedBatch

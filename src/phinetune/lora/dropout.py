@@ -65,7 +65,7 @@ def _packed_mask(num_entries: int, threshold: int) -> Tensor:
 
 
 def _applied(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-    """Spread bit after bit of the mask over whole entries; each does for one of sixteen equal parts of `x`."""
+    """Spread bit after bit of the mask over whole entries; each does for a sixteenth of `x`."""
     integer = _INTEGERS[x.dtype.itemsize]
     packed = mask.view(torch.int16)
     spread = torch.empty_like(packed)

@@ -22,7 +22,7 @@ Forward = Callable[..., Any]
 
 
 def speed_up(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the place of what is known in `model`, and return it; may be called before it is put on a device."""
+    """Take the place of what is known in `model`, and return it; it may go to a device afterwards."""
     for module in model.modules():
         kind = _KINDS.get(f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}")
         if kind is not None and type(module).__module__.startswith("transformers.models."):

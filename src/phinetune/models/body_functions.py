@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Entries worked on at once: small enough for the cache, large enough to hide what starting an operation costs.
+# Entries worked on at once: few enough for the cache, enough to hide what starting an operation costs.
 BLOCK_ENTRIES = 1 << 17
 
 
@@ -67,7 +67,7 @@ def branch_norm(x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Te
 
     The weight is frozen. Norms are formed in float32 and rounded to x's type before the weight.
     """
-    past_TW, out_TW = _BranchNorm.apply(x.reshape(-1, x.shape[-1]), weight_W, epsilon)
+    past_TW, out_TW = _BranchNorm.apply(x.reshape(-1, x.shape[-1]), weight_W, epsilon)  # type: ignore[no-untyped-call]
     return past_TW.view(x.shape), out_TW.view(x.shape)
 
 
@@ -85,15 +85,16 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out_TW: Tensor) -> tuple[Tensor, Tensor | None]:
-        kept = ctx.saved_tensors
-        gate_TW, up_TW = _sides(*kept)
-        gradients = [None if tensor is None else torch.empty_like(tensor) for tensor in kept]
-        d_gate_TW, d_up_TW = _sides(*gradients)
+        kept_gate, kept_up = ctx.saved_tensors
+        d_kept_gate = torch.empty_like(kept_gate)
+        d_kept_up = None if kept_up is None else torch.empty_like(kept_up)
+        gate_TW, up_TW = _sides(kept_gate, kept_up)
+        d_gate_TW, d_up_TW = _sides(d_kept_gate, d_kept_up)
         for rows in _blocks(gate_TW):
             gate, d_out = gate_TW[rows], d_out_TW[rows]
             torch.mul(d_out, torch.nn.functional.silu(gate), out=d_up_TW[rows])
             torch.ops.aten.silu_backward.grad_input(d_out * up_TW[rows], gate, grad_input=d_gate_TW[rows])
-        return gradients[0], gradients[1]
+        return d_kept_gate, d_kept_up
 
 
 def _sides(gate_TW: Tensor, up_TW: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ def _sides(gate_TW: Tensor, up_TW: Tensor | None) -> tuple[Tensor, Tensor]:
 def gated_silu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) · up, (..., W); without `up`, `gate` is (..., 2 W) and holds both, side by side."""
     flat = [None if tensor is None else tensor.reshape(-1, tensor.shape[-1]) for tensor in (gate, up)]
-    out_TW: Tensor = _GatedSilu.apply(*flat)
+    out_TW: Tensor = _GatedSilu.apply(*flat)  # type: ignore[no-untyped-call]
     return out_TW.view(*gate.shape[:-1], -1)
 
 
@@ -139,7 +140,9 @@ class _RotatedHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out_HTD: Tensor) -> tuple[Tensor | None, ...]:
         size, num_rotated, turn_DD = ctx.shape
-        cos, sin = (_whole(table, size, rest) for table, rest in zip(ctx.saved_tensors, (1.0, 0.0), strict=True))
+        cos, sin = (
+            _whole(table, size, rest) for table, rest in zip(ctx.saved_tensors, (1.0, 0.0), strict=True)
+        )
         num_heads, tokens, _ = d_out_HTD.shape
         dx_TW = torch.empty(tokens, num_heads * size, dtype=d_out_HTD.dtype)
         dx_HTD = dx_TW.view(tokens, num_heads, size).transpose(0, 1)
@@ -175,5 +178,5 @@ def rotated_heads(
     `tables` are cosine and sine, (1, T, R) with R <= D turned entries of a head.
     """
     cos, sin = tables
-    out_HTD: Tensor = _RotatedHeads.apply(x[0], cos[0], sin[0], size, num_heads, num_rotated)
+    out_HTD: Tensor = _RotatedHeads.apply(x[0], cos[0], sin[0], size, num_heads, num_rotated)  # type: ignore[no-untyped-call]
     return out_HTD[None]

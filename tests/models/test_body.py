@@ -17,8 +17,11 @@ from phinetune.models.loss import trained_token_loss
 KNOWN = ("phi3", "phi4-mini", "llama", "mistral-window", "qwen2", "qwen3")
 
 
-def loss_and_gradients(model, dtype=torch.float32):
+def loss_and_gradients(model, dtype=torch.float32, is_checkpointed=False):
     model = model.to(dtype)
+    if is_checkpointed:
+        enable = getattr(model, "activation_checkpointing_enable", None)  # renamed on the way to version 6
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     base = as_base(model)
     adapter = attach(model, LoraSettings(rank=3, alpha=6, dropout=0.2), seed=4)
     with torch.no_grad():
@@ -47,6 +50,25 @@ def test_a_known_model_has_the_loss_and_gradients_of_the_unmodified_one(name, dt
     assert abs(loss - plain_loss) <= tolerance * 0.1 * plain_loss
     for weight, plain in plain_gradients.items():
         assert (gradients[weight] - plain).norm() <= tolerance * plain.norm(), weight
+
+
+@pytest.mark.parametrize("name", ["phi3", "qwen3"])
+def test_checkpointing_computes_each_block_again_and_changes_nothing(name):
+    models = [speed_up(tiny_model(name)) for _ in range(2)]
+    calls = [0, 0]
+    for index, model in enumerate(models):
+
+        def count(*_, index=index):
+            calls[index] += 1
+
+        model.get_decoder().layers[0].mlp.down_proj.register_forward_hook(count)
+    (loss, gradients), (again, gradients_again) = (
+        loss_and_gradients(model, is_checkpointed=index == 1) for index, model in enumerate(models)
+    )
+    torch.testing.assert_close(again, loss)
+    for weight, gradient in gradients.items():
+        torch.testing.assert_close(gradients_again[weight], gradient, rtol=1e-4, atol=1e-6)
+    assert calls == [1, 2]
 
 
 @pytest.mark.parametrize("name", KNOWN)

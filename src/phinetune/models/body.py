@@ -27,16 +27,21 @@ def speed_up(model: PreTrainedModel) -> PreTrainedModel:
         kind = _KINDS.get(f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}")
         if kind is not None and type(module).__module__.startswith("transformers.models."):
             # An attribute of the module goes before its class's method; a subclass would change its name.
-            module.forward = functools.partial(kind, module, module.forward)
+            module.forward = functools.partial(kind, module)
     return model
+
+
+def _plain(module: nn.Module, *args: Any, **options: Any) -> Any:
+    """The class's own forward, of the class that the module has by now: dividing a base changes it."""
+    return type(module).forward(module, *args, **options)
 
 
 def _is_trained_on_cpu(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.device.type == "cpu"
 
 
-def _norm(module: Any, plain: Forward, x: Tensor) -> Tensor:
-    out: Tensor = _branch(module, x)[1] if _is_fast_norm(module, x) else plain(x)
+def _norm(module: Any, x: Tensor) -> Tensor:
+    out: Tensor = _branch(module, x)[1] if _is_fast_norm(module, x) else _plain(module, x)
     return out
 
 
@@ -53,19 +58,19 @@ def _is_silu(activation: nn.Module) -> bool:
     return type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
-def _mlp(module: Any, plain: Forward, x: Tensor) -> Tensor:
+def _mlp(module: Any, x: Tensor) -> Tensor:
     out: Tensor
     if not (_is_trained_on_cpu(x) and _is_silu(module.act_fn)):
-        out = plain(x)
+        out = _plain(module, x)
     else:
         out = module.down_proj(gated_silu(module.gate_proj(x), module.up_proj(x)))
     return out
 
 
-def _fused_mlp(module: Any, plain: Forward, x: Tensor) -> Tensor:
+def _fused_mlp(module: Any, x: Tensor) -> Tensor:
     out: Tensor
     if not (_is_trained_on_cpu(x) and _is_silu(module.activation_fn)):
-        out = plain(x)
+        out = _plain(module, x)
     else:
         out = module.down_proj(gated_silu(module.gate_up_proj(x)))
     return out
@@ -73,7 +78,6 @@ def _fused_mlp(module: Any, plain: Forward, x: Tensor) -> Tensor:
 
 def _fused_attention(
     module: Any,
-    plain: Forward,
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None,
@@ -84,8 +88,8 @@ def _fused_attention(
     config = module.config
     is_ours = config._attn_implementation == IMPLEMENTATION and past_key_values is None
     if not (is_ours and _is_trained_on_cpu(hidden_states)):
-        done: tuple[Tensor, Any] = plain(
-            hidden_states, position_embeddings, attention_mask, past_key_values, **options
+        done: tuple[Tensor, Any] = _plain(
+            module, hidden_states, position_embeddings, attention_mask, past_key_values, **options
         )
         return done
     heads, kv_heads = config.num_attention_heads, module.num_key_value_heads
@@ -110,9 +114,11 @@ def _fused_attention(
     return module.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
-def _block(module: Any, plain: Forward, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
-    if args or not _is_fast_norm(module.input_layernorm, hidden_states):
-        return plain(hidden_states, *args, **options)
+def _block(module: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
+    # Gradient checkpointing is a matter of the class's own forward; what is within stays fast.
+    is_checkpointed = module.training and module.gradient_checkpointing
+    if args or is_checkpointed or not _is_fast_norm(module.input_layernorm, hidden_states):
+        return _plain(module, hidden_states, *args, **options)
     past, x = _branch(module.input_layernorm, hidden_states)
     x, _ = module.self_attn(hidden_states=x, **options)
     past, x = _branch(module.post_attention_layernorm, past + _dropped(module, "resid_attn_dropout", x))

@@ -127,7 +127,7 @@ class Costs:
         return -(-num_tokens // self.tokens_multiple) * self.tokens_multiple
 
     def _loss(self, shape: StepShape) -> float:
-        """One chunk of logits in the base's type; what is worked on of it in float32, and its probabilities."""
+        """One chunk of logits in the base's type; what of it is in float32, with its probabilities."""
         chunk = min(CHUNK_ENTRIES, shape.num_trained_tokens * self.vocab_size)
         worked_on = min(chunk, max(BLOCK_ENTRIES, self.vocab_size)) if self.is_cpu else chunk
         in_float32 = 8 if self.item_bytes < 4 else 4

@@ -16,8 +16,8 @@ from phinetune.base.errors import AdapterError
 from phinetune.generation.mixing import MixedLayers
 from phinetune.lora.attach import LoraSettings, attach
 from phinetune.lora.dora import DoraLinear
+from phinetune.lora.dropout import BYTE_VALUES, dropout_threshold, dropped, keep_mask
 from phinetune.lora.files import load_adapter, save_adapter
-from phinetune.lora.function import BYTE_VALUES, dropout_threshold, keep_mask
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.peft_format import read_peft
 
@@ -53,8 +53,8 @@ class OurMask(nn.Module):
     def forward(self, x):
         torch.manual_seed(3)
         threshold = dropout_threshold(0.3)
-        keep = keep_mask(torch.Size((x.numel() // x.shape[-1], x.shape[-1])), threshold, x.device)
-        return x * keep.view(x.shape) * (BYTE_VALUES / (BYTE_VALUES - threshold))
+        mask = keep_mask(x.shape, threshold, x.device)
+        return x * dropped(torch.ones_like(x), mask) * (BYTE_VALUES / (BYTE_VALUES - threshold))
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])

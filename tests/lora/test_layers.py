@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from phinetune.lora.function import BYTE_VALUES, dropout_threshold, keep_mask
+from phinetune.lora.dropout import BYTE_VALUES, drop_, dropout_threshold, dropped, keep_mask
 from phinetune.lora.layers import LoraLinear
 
 IN, OUT, RANK = 12, 20, 3
@@ -71,7 +71,7 @@ def test_backward_uses_the_mask_of_the_forward(kind, dropout):
     torch.manual_seed(3)
     ours = layer(x)
     torch.manual_seed(3)
-    keep = keep_mask(torch.Size((100, IN)), layer.threshold, x.device).view(x.shape)
+    keep = dropped(torch.ones(x.shape), keep_mask(x.shape, layer.threshold, x.device))
     assert 0 < keep.float().mean() < 1
     theirs = by_autograd(layer, x, keep)
     assert_equal([ours], [theirs])
@@ -107,15 +107,19 @@ def test_a_rate_is_rounded_to_a_256th(rate, threshold):
     assert abs(threshold / BYTE_VALUES - rate) <= 1 / BYTE_VALUES
 
 
-@pytest.mark.parametrize("threshold", [1, 26, 128, 255])
-def test_a_mask_drops_as_many_as_it_should_in_every_column(threshold):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("threshold", [1, 26, 96, 128, 255])
+def test_a_mask_drops_as_many_as_it_should_in_every_column(threshold, dtype):
     torch.manual_seed(0)
-    keep = keep_mask(torch.Size((20_003, 9)), threshold, torch.device("cpu"))
+    ones = torch.ones(20_003, 9, dtype=dtype)
+    mask = keep_mask(ones.shape, threshold, ones.device)
+    keep = dropped(ones, mask)
     assert set(keep.unique().tolist()) <= {0, 1}
+    assert torch.equal(keep, drop_(ones, mask))
     p = threshold / BYTE_VALUES
     deviation = math.sqrt(p * (1 - p) / 20_003)
-    dropped = 1 - keep.float().mean(0)
-    assert (dropped - p).abs().max() < 5 * deviation
+    share = 1 - keep.float().mean(0)
+    assert (share - p).abs().max() < 5 * deviation
     joint = ((1 - keep.float()).t() @ (1 - keep.float()) / 20_003).fill_diagonal_(p * p)
     assert (joint - p * p).abs().max() < 6 * math.sqrt(p * p * (1 - p * p) / 20_003)
 
@@ -184,3 +188,14 @@ def test_a_loralib_layer_with_the_same_weights_gives_the_same():
         theirs.lora_B.copy_(layer.lora_B)
     x = torch.randn(5, IN)
     torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_mask_changes_no_bit_of_what_it_keeps(size, dtype):
+    x = torch.randn(size).to(dtype)
+    ours = dropped(x, keep_mask(x.shape, 77, x.device))
+    assert bool(((ours == x) | (ours == 0)).all())
+    transposed = torch.randn(13, 7).t()
+    mask = keep_mask(transposed.shape, 77, x.device)
+    assert torch.equal(dropped(transposed, mask), dropped(transposed.contiguous(), mask))

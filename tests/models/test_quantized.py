@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from phinetune.base.errors import ModelError, SettingsError
 from phinetune.lora.attach import LoraSettings, attach
+from phinetune.lora.dropout import BYTE_VALUES, dropped, keep_mask
 from phinetune.lora.files import load_adapter, save_adapter
 from phinetune.lora.frozen import TiledLinear
-from phinetune.lora.function import BYTE_VALUES, keep_mask
 from phinetune.lora.layers import LoraLinear
 from phinetune.models import quantized as module
 from phinetune.models.batch import PackedBatch
@@ -105,11 +105,11 @@ def test_an_adapter_over_it_has_the_gradients_of_autograd(kind, dropout, small_t
     torch.manual_seed(3)
     ours = layer(x)
     torch.manual_seed(3)
-    dropped = x
+    rest = x
     if dropout:
-        kept = keep_mask(x.shape, layer.threshold, x.device)
-        dropped = x * kept * (BYTE_VALUES / (BYTE_VALUES - layer.threshold))
-    update = layer.scaling * linear(linear(dropped, layer.lora_A), layer.lora_B)
+        kept = dropped(torch.ones_like(x), keep_mask(x.shape, layer.threshold, x.device))
+        rest = x * kept * (BYTE_VALUES / (BYTE_VALUES - layer.threshold))
+    update = layer.scaling * linear(linear(rest, layer.lora_A), layer.lora_B)
     theirs = linear(x, base.weight, base.bias) + update
     direction = torch.randn_like(ours)
     wanted = [x, layer.lora_A, layer.lora_B]

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from phinetune.base.errors import SettingsError
-from phinetune.lora.function import BYTE_VALUES, keep_mask
+from phinetune.lora.dropout import BYTE_VALUES, drop_, dropped, keep_mask
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.weights import Update
 
@@ -129,13 +129,13 @@ class _DoraLinear(torch.autograd.Function):
     ) -> Tensor:
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         gain_O = magnitude_O / norm_O
-        keep_TI = keep_mask(x_TI.shape, threshold, x_TI.device) if threshold else None
-        dropped_TI = x_TI if keep_TI is None else x_TI * keep_TI
+        mask = keep_mask(x_TI.shape, threshold, x_TI.device) if threshold else None
+        dropped_TI = x_TI if mask is None else dropped(x_TI, mask)
         u_TR = dropped_TI @ a.t()
         ctx.factor = BYTE_VALUES / (BYTE_VALUES - threshold)
         ctx.scale = scaling * ctx.factor
         v_TO = linear(dropped_TI, weight_OI)
-        if keep_TI is None:
+        if mask is None:
             y_TO = _times(v_TO.addmm_(u_TR, b.t(), alpha=ctx.scale), gain_O)
             if bias_O is not None:
                 y_TO += bias_O
@@ -143,13 +143,13 @@ class _DoraLinear(torch.autograd.Function):
             v_TO.mul_(ctx.factor).addmm_(u_TR, b.t(), alpha=ctx.scale)
             y_TO = linear(x_TI, weight_OI, bias_O).addmm_(u_TR, b.t(), alpha=ctx.scale)
             y_TO.addcmul_(v_TO, (gain_O - 1).to(v_TO.dtype))
-        ctx.save_for_backward(dropped_TI, keep_TI, weight_OI, a, b, u_TR, gain_O, norm_O)
+        ctx.save_for_backward(dropped_TI, mask, weight_OI, a, b, u_TR, gain_O, norm_O)
         return y_TO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
-        dropped_TI, keep_TI, weight_OI, a, b, u_TR, gain_O, norm_O = ctx.saved_tensors
+        dropped_TI, mask, weight_OI, a, b, u_TR, gain_O, norm_O = ctx.saved_tensors
         v_TO = linear(dropped_TI, weight_OI).mul_(ctx.factor).addmm_(u_TR, b.t(), alpha=ctx.scale)
         dm_O = v_TO.mul_(dy_TO).sum(0, dtype=torch.float32).div_(norm_O)
         dv_TO = _times(dy_TO, gain_O)
@@ -158,11 +158,12 @@ class _DoraLinear(torch.autograd.Function):
         da_RI = (du_TR.t() @ dropped_TI).float()
         dx_TI = None
         if ctx.needs_input_grad[0]:
-            if keep_TI is None:
+            if mask is None:
                 dx_TI = (dv_TO @ weight_OI).addmm_(du_TR, a)
             else:
                 changed_O = ((gain_O - 1) * ctx.factor).to(dy_TO.dtype)
-                dx_TI = (torch.mul(dy_TO, changed_O, out=dv_TO) @ weight_OI).addmm_(du_TR, a).mul_(keep_TI)
+                dx_TI = (torch.mul(dy_TO, changed_O, out=dv_TO) @ weight_OI).addmm_(du_TR, a)
+                drop_(dx_TI, mask)
                 dx_TI.addmm_(dy_TO, weight_OI)
         dbias_O = dy_TO.sum(0) if ctx.needs_input_grad[2] else None
         return dx_TI, None, dbias_O, da_RI, db_OR, dm_O, None, None, None

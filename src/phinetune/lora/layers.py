@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from phinetune.lora.dropout import dropout_threshold
 from phinetune.lora.frozen import features, frozen_weight, is_transposed, kind_of
-from phinetune.lora.function import dropout_threshold, lora_linear
+from phinetune.lora.function import lora_linear
 from phinetune.lora.weights import Update
 
 

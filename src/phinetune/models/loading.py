@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from phinetune.base.errors import ModelError, SettingsError
 from phinetune.models import attention, device
 from phinetune.models.batch import PackedBatch
+from phinetune.models.body import speed_up
 from phinetune.models.catalog import find_model, refuse_quantized_files, weights_sha256
 from phinetune.models.piecewise import load_quantized
 from phinetune.models.quantized import Quantization, num_original_weights, require_quantizer
@@ -198,7 +199,7 @@ def _load(folder: Path, compute: device.Compute, quantize: Quantization, is_shar
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         refuse_quantized_files(folder)
         if quantize != "none":
-            return load_quantized(folder, config, quantize, compute)
+            return speed_up(load_quantized(folder, config, quantize, compute))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -236,6 +237,7 @@ def _load(folder: Path, compute: device.Compute, quantize: Quantization, is_shar
             else f"shapes differ: {sorted(info['mismatched_keys'])[0]}",
             do="download the model again; it would train on random weights",
         )
+    speed_up(model)
     if is_sharded:
         from phinetune.models.sharding import shard_blocks  # an import of its own: seldom needed, slow
 

@@ -21,6 +21,8 @@ from phinetune.models.loading import Base
 
 # Logits of one chunk: 4 M entries is 16 MB in float32. Larger chunks were not faster.
 CHUNK_ENTRIES = 1 << 22
+# Logits worked on at once in float32 on a CPU: what its cache holds.
+BLOCK_ENTRIES = 1 << 18
 
 
 def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
@@ -77,21 +79,13 @@ class _SummedLoss(torch.autograd.Function):
         assert isinstance(weight_VH, Tensor)
         for span in _spans(len(targets_N), base.vocab_size):
             hidden, targets = hidden_NH[span], targets_N[span]
-            logits = base.head_logits(hidden).float()
-            squash = 1 - (logits / base.logit_softcap) ** 2 if base.logit_softcap else None
-            log_p = torch.log_softmax(logits, dim=-1)
-            total -= (1 - label_smoothing) * log_p.gather(1, targets[:, None]).sum()
-            if label_smoothing:
-                total -= label_smoothing * log_p.mean(-1).sum()
-            d_logits = log_p.exp_()
-            d_logits[torch.arange(len(targets), device=targets.device), targets] -= 1 - label_smoothing
-            if label_smoothing:
-                d_logits -= label_smoothing / logits.shape[-1]
-            if squash is not None:
-                d_logits *= squash
+            logits = base.head_logits(hidden)
+            for rows in _blocks(logits):
+                total += _loss_and_slope(logits[rows], targets[rows], label_smoothing, base.logit_softcap)
+            d_logits = logits
             head_gradients.add(d_logits, hidden)
-            own_NH = head_gradients.through_rows(d_logits, hidden.dtype)
-            torch.matmul(d_logits.to(hidden.dtype), weight_VH, out=gradient_NH[span])
+            own_NH = head_gradients.through_rows(d_logits)
+            torch.matmul(d_logits, weight_VH, out=gradient_NH[span])
             if own_NH is not None:
                 gradient_NH[span] += own_NH
         ctx.save_for_backward(gradient_NH)
@@ -114,6 +108,25 @@ class _SummedLoss(torch.autograd.Function):
         )
 
 
+def _loss_and_slope(
+    logits_NV: Tensor, targets_N: Tensor, label_smoothing: float, softcap: float | None
+) -> Tensor:
+    """The summed loss of some rows; the gradient of the logits takes their place."""
+    logits = logits_NV.float()
+    log_p = torch.log_softmax(logits, dim=-1)
+    total = (label_smoothing - 1) * log_p.gather(1, targets_N[:, None]).sum()
+    if label_smoothing:
+        total -= label_smoothing * log_p.mean(-1).sum()
+    d_logits = log_p.exp_()
+    d_logits[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= 1 - label_smoothing
+    if label_smoothing:
+        d_logits -= label_smoothing / logits.shape[-1]
+    if softcap:
+        d_logits *= 1 - (logits / softcap) ** 2
+    logits_NV.copy_(d_logits)
+    return total
+
+
 class _HeadGradients:
     """The gradients of what of the head is trained, summed over the chunks in float32."""
 
@@ -124,18 +137,18 @@ class _HeadGradients:
 
     def add(self, d_logits_NV: Tensor, hidden_NH: Tensor) -> None:
         if self.bias_V is not None:
-            self.bias_V += d_logits_NV.sum(0)
+            self.bias_V += d_logits_NV.sum(0, dtype=torch.float32)
         if self.rows_KH is not None:
             own_NK = d_logits_NV if self._ids_K is None else d_logits_NV[:, self._ids_K]
-            self.rows_KH += (own_NK.to(hidden_NH.dtype).t() @ hidden_NH).float()
+            self.rows_KH += (own_NK.t() @ hidden_NH).float()
 
-    def through_rows(self, d_logits_NV: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def through_rows(self, d_logits_NV: Tensor) -> Tensor | None:
         """The gradient of h through the trained rows, (N, H); takes it out of `d_logits_NV`."""
         if self._own_KH is None or self._ids_K is None:
             return None
-        own_NK = d_logits_NV[:, self._ids_K].to(dtype)
+        own_NK = d_logits_NV[:, self._ids_K]
         d_logits_NV[:, self._ids_K] = 0
-        return own_NK @ self._own_KH.to(dtype)
+        return own_NK @ self._own_KH.to(own_NK.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +171,12 @@ def token_scores(base: Base, batch: PackedBatch) -> TokenScores:
     nll_N = torch.empty(len(chosen), dtype=torch.float32, device=hidden_TH.device)
     is_correct_N = torch.empty(len(chosen), dtype=torch.bool, device=hidden_TH.device)
     for span in _spans(len(chosen), base.vocab_size):
-        logits = base.head_logits(hidden_NH[span]).float()
+        chunk = base.head_logits(hidden_NH[span])
         targets = targets_N[span]
-        nll_N[span] = logits.logsumexp(-1) - logits.gather(1, targets[:, None]).squeeze(1)
-        is_correct_N[span] = logits.argmax(-1) == targets
+        for rows in _blocks(chunk):
+            logits, target = chunk[rows].float(), targets[rows, None]
+            nll_N[span][rows] = (logits.logsumexp(-1, keepdim=True) - logits.gather(1, target)).squeeze(1)
+            is_correct_N[span][rows] = logits.argmax(-1) == target.squeeze(1)
     lengths = torch.tensor(batch.segment_lengths, device=hidden_TH.device)
     segments_T = torch.repeat_interleave(torch.arange(len(lengths), device=hidden_TH.device), lengths)
     return TokenScores(nll_N=nll_N, is_correct_N=is_correct_N, segment_N=segments_T[chosen])
@@ -180,3 +195,9 @@ def _class_scores(base: Base, batch: PackedBatch) -> TokenScores:
 def _spans(num_rows: int, vocab_size: int) -> list[slice]:
     size = max(1, CHUNK_ENTRIES // vocab_size)
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _blocks(logits_NV: Tensor) -> list[slice]:
+    num_rows, size = logits_NV.shape
+    step = max(1, BLOCK_ENTRIES // size) if logits_NV.device.type == "cpu" else max(1, num_rows)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
-from phinetune.models.loss import CHUNK_ENTRIES
+from phinetune.models.loss import BLOCK_ENTRIES, CHUNK_ENTRIES
 from phinetune.models.plain_attention import GROUP_PAIRS, GROUP_UP_TO
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
@@ -157,11 +157,14 @@ class Costs:
         return -(-num_tokens // self.tokens_multiple) * self.tokens_multiple
 
     def _loss(self, shape: StepShape) -> float:
-        """One chunk of logits in float32 and its probabilities, and in the base's type."""
+        """One chunk of logits in the base's type; what of it is in float32, with its probabilities."""
         chunk = min(CHUNK_ENTRIES, shape.num_trained_tokens * self.vocab_size)
-        in_base_type = self.item_bytes if self.item_bytes < 4 else 0
+        worked_on = min(chunk, max(BLOCK_ENTRIES, self.vocab_size)) if self.is_cpu else chunk
+        in_float32 = 8 if self.item_bytes < 4 else 4
         return float(
-            chunk * (8 + in_base_type) + 2 * shape.num_trained_tokens * self.hidden_size * self.item_bytes
+            chunk * self.item_bytes
+            + worked_on * in_float32
+            + 2 * shape.num_trained_tokens * self.hidden_size * self.item_bytes
         )
 
 

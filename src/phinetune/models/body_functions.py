@@ -1,0 +1,182 @@
+"""Norm, gated activation and rotation of a decoder block on a CPU, each as one autograd function.
+
+The same arithmetic as transformers' modules, but worked through a block of rows at a time, which stays in the
+processor's cache between one operation and the next; a whole tensor of activations would be read from and
+written to memory for each. Backward keeps little and forms the rest anew.
+Knows nothing of modules. # T tokens, W features of a token, H heads, D head size
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Entries worked on at once: few enough for the cache, enough to hide what starting an operation costs.
+BLOCK_ENTRIES = 1 << 17
+
+
+def _blocks(x_TW: Tensor) -> Iterator[slice]:
+    rows = max(1, BLOCK_ENTRIES // x_TW.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(x_TW), rows))
+
+
+class _BranchNorm(torch.autograd.Function):
+    """x and its RMS norm; the gradients of both paths meet in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TW: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        inverse_T1 = torch.empty(len(x_TW), 1, dtype=torch.float32)
+        out_TW = torch.empty_like(x_TW)
+        for rows in _blocks(x_TW):
+            x = x_TW[rows].float()
+            inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon, out=inverse_T1[rows])
+            torch.mul(weight_W, (x * inverse).to(x_TW.dtype), out=out_TW[rows])
+        ctx.save_for_backward(x_TW, weight_W, inverse_T1)
+        return x_TW.view_as(x_TW), out_TW
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_past_TW: Tensor | None, d_out_TW: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        if d_out_TW is None:
+            return d_past_TW, None, None
+        x_TW, weight_W, inverse_T1 = ctx.saved_tensors
+        weight = weight_W.float()
+        dx_TW = torch.empty_like(x_TW)
+        for rows in _blocks(x_TW):
+            inverse = inverse_T1[rows]
+            x = x_TW[rows] * inverse  # bfloat16 times float32 is float32
+            d = d_out_TW[rows] * weight
+            share = (d * x).mean(-1, keepdim=True)
+            d.addcmul_(x, share, value=-1).mul_(inverse)
+            if d_past_TW is not None:
+                d += d_past_TW[rows]
+            dx_TW[rows] = d
+        return dx_TW, None, None
+
+
+def branch_norm(x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x as it is, for the path past a sublayer, and its RMS norm, both of the shape (..., W) of x.
+
+    The weight is frozen. Norms are formed in float32 and rounded to x's type before the weight.
+    """
+    past_TW, out_TW = _BranchNorm.apply(x.reshape(-1, x.shape[-1]), weight_W, epsilon)  # type: ignore[no-untyped-call]
+    return past_TW.view(x.shape), out_TW.view(x.shape)
+
+
+class _GatedSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_TW: Tensor, up_TW: Tensor | None) -> Tensor:
+        """`gate_TW` holds gate and up side by side where `up_TW` is None."""
+        ctx.save_for_backward(gate_TW, up_TW)
+        gate_TW, up_TW = _sides(gate_TW, up_TW)
+        out_TW = torch.empty(gate_TW.shape, dtype=gate_TW.dtype)
+        for rows in _blocks(gate_TW):
+            torch.mul(up_TW[rows], torch.nn.functional.silu(gate_TW[rows]), out=out_TW[rows])
+        return out_TW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out_TW: Tensor) -> tuple[Tensor, Tensor | None]:
+        kept_gate, kept_up = ctx.saved_tensors
+        d_kept_gate = torch.empty_like(kept_gate)
+        d_kept_up = None if kept_up is None else torch.empty_like(kept_up)
+        gate_TW, up_TW = _sides(kept_gate, kept_up)
+        d_gate_TW, d_up_TW = _sides(d_kept_gate, d_kept_up)
+        for rows in _blocks(gate_TW):
+            gate, d_out = gate_TW[rows], d_out_TW[rows]
+            torch.mul(d_out, torch.nn.functional.silu(gate), out=d_up_TW[rows])
+            torch.ops.aten.silu_backward.grad_input(d_out * up_TW[rows], gate, grad_input=d_gate_TW[rows])
+        return d_kept_gate, d_kept_up
+
+
+def _sides(gate_TW: Tensor, up_TW: Tensor | None) -> tuple[Tensor, Tensor]:
+    if up_TW is not None:
+        return gate_TW, up_TW
+    gate, up = gate_TW.chunk(2, dim=-1)
+    return gate, up
+
+
+def gated_silu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """silu(gate) · up, (..., W); without `up`, `gate` is (..., 2 W) and holds both, side by side."""
+    flat = [None if tensor is None else tensor.reshape(-1, tensor.shape[-1]) for tensor in (gate, up)]
+    out_TW: Tensor = _GatedSilu.apply(*flat)  # type: ignore[no-untyped-call]
+    return out_TW.view(*gate.shape[:-1], -1)
+
+
+class _RotatedHeads(torch.autograd.Function):
+    """The heads of a projection apart, the first of them turned by their positions.
+
+    With J the turn by a quarter, (x J)[j] = ±x[j ± D/2]: x ∘ cos + (x J) ∘ sin = x ∘ cos + (x ∘ sin') J.
+    A product with J is exact, and far cheaper than putting halves of 32 entries together.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TW: Tensor, cos_TD: Tensor, sin_TD: Tensor, size: int, num_heads: int, num_rotated: int
+    ) -> Tensor:
+        tokens = len(x_TW)
+        turn_DD = _quarter_turn(size, cos_TD.shape[1], x_TW.dtype)
+        ctx.shape = size, num_rotated, turn_DD
+        ctx.save_for_backward(cos_TD, sin_TD)
+        cos, sin = _whole(cos_TD, size, 1.0), _whole(sin_TD, size, 0.0)
+        out_HTD = torch.empty(num_heads, tokens, size, dtype=x_TW.dtype)
+        x_HTD = x_TW.view(tokens, num_heads, size).transpose(0, 1)
+        rotated_HTD = out_HTD[:num_rotated]
+        torch.mul(x_HTD[:num_rotated], cos, out=rotated_HTD)
+        other_HTD = x_HTD[:num_rotated] * (sin @ turn_DD.abs().t())
+        rotated_HTD.view(-1, size).addmm_(other_HTD.reshape(-1, size), turn_DD)
+        out_HTD[num_rotated:] = x_HTD[num_rotated:]
+        return out_HTD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out_HTD: Tensor) -> tuple[Tensor | None, ...]:
+        size, num_rotated, turn_DD = ctx.shape
+        cos, sin = (
+            _whole(table, size, rest) for table, rest in zip(ctx.saved_tensors, (1.0, 0.0), strict=True)
+        )
+        num_heads, tokens, _ = d_out_HTD.shape
+        dx_TW = torch.empty(tokens, num_heads * size, dtype=d_out_HTD.dtype)
+        dx_HTD = dx_TW.view(tokens, num_heads, size).transpose(0, 1)
+        d_HTD = d_out_HTD[:num_rotated] * cos
+        other_HTD = d_out_HTD[:num_rotated] * sin
+        d_HTD.view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD.t())
+        dx_HTD[:num_rotated] = d_HTD
+        dx_HTD[num_rotated:] = d_out_HTD[num_rotated:]
+        return dx_TW, None, None, None, None, None
+
+
+def _whole(table_TR: Tensor, size: int, rest: float) -> Tensor:
+    """The table with columns for the entries of a head that are not turned."""
+    return torch.nn.functional.pad(table_TR, (0, size - table_TR.shape[1]), value=rest)
+
+
+@functools.lru_cache(maxsize=8)
+def _quarter_turn(size: int, num_turned: int, dtype: torch.dtype) -> Tensor:
+    """J: x J holds the second half of the turned entries, negated, before the first."""
+    half = num_turned // 2
+    turn_DD = torch.zeros(size, size, dtype=dtype)
+    places = torch.arange(half)
+    turn_DD[places + half, places] = -1
+    turn_DD[places, places + half] = 1
+    return turn_DD
+
+
+def rotated_heads(
+    x: Tensor, tables: tuple[Tensor, Tensor], *, size: int, num_heads: int, num_rotated: int
+) -> Tensor:
+    """Heads (1, H, T, D) of a projection (1, T, H * D), the first `num_rotated` with rotary positions.
+
+    `tables` are cosine and sine, (1, T, R) with R <= D turned entries of a head.
+    """
+    cos, sin = tables
+    out_HTD: Tensor = _RotatedHeads.apply(x[0], cos[0], sin[0], size, num_heads, num_rotated)  # type: ignore[no-untyped-call]
+    return out_HTD[None]

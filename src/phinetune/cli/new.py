@@ -23,6 +23,7 @@ def new(
     ] = "default",
 ) -> None:
     """Make a project: lora/lora.yaml with every setting explained, and copies of the data."""
+    from phinetune.data.formats.recognise import data_suffix
     from phinetune.runs.project import SETTINGS_FILE, create_project
     from phinetune.training.presets import preset as find_preset
     from phinetune.training.settings import TrainingSettings
@@ -42,7 +43,7 @@ def new(
         f"data      {made.num_train:,} training and {made.num_test:,} test examples, copied to "
         f"{made.folder / 'dataset'}",
     )
-    copy = made.folder / "dataset" / f"train{train.suffix}"
+    copy = made.folder / "dataset" / f"train{data_suffix(train)}"
     console.next_commands(
         f"phinetune data preview {copy} --model {settings.model}",
         f"phinetune train {made.folder}",

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from phinetune.base.errors import UserError
 from phinetune.base.files import committed_dir, require_free_space, write_atomically
+from phinetune.data.formats.recognise import SUFFIXES as NAMED
+from phinetune.data.formats.recognise import data_suffix
 from phinetune.data.reading import SUFFIXES, load_examples
 from phinetune.training.lora_yaml import lora_yaml
 from phinetune.training.settings import TrainingSettings
@@ -53,7 +55,7 @@ def create_project(folder: Path, settings: TrainingSettings, *, train: Path, tes
     try:
         with committed_dir(folder / DATASET) as dataset:
             for part, source in sources.items():
-                shutil.copyfile(source, dataset / f"{part}{source.suffix}")
+                shutil.copyfile(source, dataset / f"{part}{data_suffix(source)}")
         # Last: a folder with settings is a whole project.
         (folder / SETTINGS_FILE).parent.mkdir()
         write_atomically(folder / SETTINGS_FILE, lora_yaml(settings))
@@ -78,12 +80,12 @@ def _checked(part: str, source: Path) -> int:
         raise UserError(
             f"there is no {part} file '{source}'", where=str(source), do=f"check the path after --{part}"
         )
-    if source.suffix.lower() not in SUFFIXES:
+    if data_suffix(source) not in SUFFIXES:
         raise UserError(
             f"the {part} file has an unknown kind of name",
             where=str(source),
-            why=f"files end in {', '.join(SUFFIXES)}",
-            do="rename it: .json and .jsonl hold one JSON object per line, the others plain text",
+            why=f"files end in {', '.join(NAMED)}, and in .gz, .xz or .zst after that when packed",
+            do="rename it after what it holds, or: phinetune data convert FILE --to train.jsonl",
         )
     return len(load_examples(source))
 

@@ -253,7 +253,9 @@ def test_a_report_counts(tmp_path: Path) -> None:
     assert report.roles == {"user": 3, "assistant": 3}
     assert report.num_trained_turns == 2
     assert report.num_characters == 7 + 14 + 5
-    assert (report.num_errors, report.num_warnings, report.is_sound) == (1, 0, False)
+    assert (report.num_errors, report.is_sound) == (1, False)
+    assert report.counts == {"no_assistant": 1, "too_few_rows": 1}
+    assert report.form == "JSON Lines of messages"
 
 
 def test_a_report_of_nothing_is_a_report(tmp_path: Path) -> None:

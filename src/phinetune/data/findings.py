@@ -11,7 +11,8 @@ from typing import Literal
 
 from phinetune.base.errors import DataError
 
-Severity = Literal["error", "warning"]
+# An error stops training, a warning is likely to harm it, a note is worth knowing.
+Severity = Literal["error", "warning", "note"]
 
 EXCERPT_CHARS = 60
 NUM_SHOWN = 20

@@ -367,7 +367,7 @@ def test_memory_does_not_grow_with_rows(form: str, tmp_path: Path) -> None:
             )
         return path
 
-    few, many = peak_bytes(written(10_000)), peak_bytes(written(20_000))
+    few, many = peak_bytes(written(5_000)), peak_bytes(written(10_000))
     assert many < few * 1.2
 
 

@@ -35,8 +35,11 @@ def read_table(path: Path) -> Iterator[Record | Finding]:
         return
     csv.field_size_limit(MAX_LINE_BYTES)
     delimiter = delimiter_of(first)
-    columns = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-    if len(set(columns)) < len(columns) or not all(columns):
+    try:
+        columns = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    except csv.Error:
+        columns = []
+    if not columns or len(set(columns)) < len(columns) or not all(columns):
         fix = "the first line names the columns: give each one name of its own"
         yield _fault(path, lines.number, "columns", "a column has no name or the name of another", fix, first)
         return
@@ -80,7 +83,7 @@ class _Lines:
                 self._faults.append(item)
                 continue
             self.number = item[0]
-            return item[1].replace("\0", "") + "\n"
+            return item[1] + "\n"
         raise StopIteration
 
     def faults(self) -> Iterator[Finding]:

@@ -61,7 +61,7 @@ Piece = tuple[str, list[str]]
 
 
 def mixed(rng: random.Random, pieces: list[Piece]) -> tuple[list[str], dict[str, set[int]]]:
-    """The pieces in a random order, and on which line the fault of each rule stands: the last of its piece."""
+    """The pieces in a random order, and on which line the fault of each stands: the last of its piece."""
     rng.shuffle(pieces)
     rows: list[str] = []
     planted: dict[str, set[int]] = defaultdict(set)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phinetune.base.errors import SettingsError, nearest
-from phinetune.cli import console
+from phinetune.cli import console, data_change
 from phinetune.cli.data_options import (
     Columns,
     Keep,
@@ -83,11 +83,14 @@ def check(
 
 
 def _what_next(files: list[Path], reports: list[CheckReport], is_sound: bool) -> None:
-    from phinetune.data.rules.catalog import RULES
+    from phinetune.data.changing.cleaning import DEFAULT_RULES
 
     first = shlex.quote(str(files[0]))
     commands = []
-    if any(RULES[rule].can_clean for report in reports for rule in report.counts if report.num_examples):
+    if any(
+        report.num_examples and (report.num_errors or not report.counts.keys().isdisjoint(DEFAULT_RULES))
+        for report in reports
+    ):
         commands.append(f"phinetune data clean {first}")
     if is_sound:
         commands.append(f"phinetune data preview {first} --model demo")
@@ -157,3 +160,7 @@ def report_record(report: CheckReport) -> dict[str, Any]:
     )
     findings = [dataclasses.asdict(finding) for finding in report.findings]
     return {**record, "tokens": counted, "is_sound": report.is_sound, "findings": findings}
+
+
+for command in data_change.COMMANDS:
+    data_app.command()(command)

@@ -1,6 +1,6 @@
 """What the commands on data share: how a file is read, and what is handed to the rules from above.
 
-The rules know no tokens, filter or model; here a tokenizer, the content filter and a base are put into their hands.
+The rules know no tokens, filter or model; here a tokenizer, the filter and a base are put into their hands.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ if TYPE_CHECKING:
 
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--map", metavar="SLOT=COLUMN", help="Name a column: prompt, answer, system, context or text.", show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--map",
+        metavar="SLOT=COLUMN",
+        help="Name a column: prompt, answer, system, context or text.",
+        show_default=False,
+    ),
+]
 Keep = Annotated[
-    str | None, typer.Option("--keep", help="preferred: read preference pairs by their preferred answers.", show_default=False)
-]  # fmt: skip
+    str | None,
+    typer.Option(
+        "--keep", help="preferred: read preference pairs by their preferred answers.", show_default=False
+    ),
+]
 Tools = Annotated[
     str | None,
     typer.Option("--tools", help="text: write tool calls and results out as text.", show_default=False),
@@ -88,16 +96,14 @@ def toxic_options(choice: str) -> tuple[Judge | None, int | None]:
 
 
 def filter_judge() -> Judge:
-    """The bundled content filter at medium and more, in words."""
+    """The bundled content filter, where it sees grave harm, in words."""
     from phinetune.safety.categories import Severity
     from phinetune.safety.linear import bundled
 
     classifier = bundled()
 
     def judge(text: str) -> str:
-        grave = {
-            kind: level for kind, level in classifier.severities(text).items() if level >= Severity.MEDIUM
-        }
+        grave = {kind: level for kind, level in classifier.severities(text).items() if level >= Severity.HIGH}
         return ", ".join(f"{kind} {level.name.lower()}" for kind, level in grave.items())
 
     return judge

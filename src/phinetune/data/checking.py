@@ -98,7 +98,11 @@ class CheckReport:
 
 def check_file(path: Path, options: CheckOptions | None = None) -> CheckReport:
     """Read all of `path` and report; never raises for what the file holds, nor when it is missing."""
-    return _Checking(path, options or CheckOptions()).report()
+    checking = _Checking(path, options or CheckOptions())
+    try:
+        return checking.report()
+    finally:
+        checking.close()
 
 
 def is_training_set(path: Path) -> bool:
@@ -158,6 +162,10 @@ class _Checking:
         for check in self._checks:
             self._keep(check.finish())
         return self._made(str(form) if form else "")
+
+    def close(self) -> None:
+        """Let temporary files go, also when something that was handed in failed."""
+        self._duplicates.close()
 
     def _keep(self, findings: Iterable[Finding]) -> None:
         for finding in findings:

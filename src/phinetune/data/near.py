@@ -81,19 +81,28 @@ class NearIndex:
         """Let the temporary file go."""
         self._spool.close()
 
-    def pairs(self) -> Iterator[tuple[int, int]]:
+    def __enter__(self) -> NearIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def pairs(self, is_alive_R: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, int]]:
         """Pairs (earlier, later) that are alike; enough of them to connect every group, not all of it.
 
-        Beyond `MAX_COMPARED` doubtful pairs the estimate decides, right within 0.1 of the threshold.
+        `is_alive_R` leaves texts out. Beyond `MAX_COMPARED` doubtful pairs the estimate decides, right within
+        0.1 of the threshold.
         """
         self._hash()
-        if len(self) < 2:
+        numbers_R = np.arange(len(self)) if is_alive_R is None else np.nonzero(is_alive_R)[0]
+        if len(numbers_R) < 2:
             return
         low_bits_RK = np.concatenate(self._low_bits)
         guards_R = np.frombuffer(self._guards, dtype=_U64)
         shingles = lru_cache(maxsize=4096)(lambda number: _shingle_set(*self.text(number)))
         num_compared = 0
-        for ones, others in _candidates(np.concatenate(self._whole), guards_R):
+        for places, other_places in _candidates(np.concatenate(self._whole)[numbers_R], guards_R[numbers_R]):
+            ones, others = numbers_R[places], numbers_R[other_places]
             likeness = _estimated(low_bits_RK, ones, others)
             for one, other, about in zip(ones.tolist(), others.tolist(), likeness.tolist(), strict=True):
                 if about < _HARDLY:

@@ -42,6 +42,8 @@ class _ArrayReader:
         self._file, self._chunks = file, chunks
         self._text, self._at, self._line = "", 0, 1
         self._damaged_line = 0
+        self._num_rows = 0
+        self._counts_rows = False  # where rows share a line, their number is their place
         self._indent = ""  # a newline and what stands between it and the row
         self._next_row: re.Pattern[str] | None = None  # how rows begin here, as the first one did
 
@@ -58,7 +60,9 @@ class _ArrayReader:
             if self._text[self._at] == "]":
                 is_closed = True
                 break
-            self._next_row = self._next_row or self._beginning()
+            if not self._num_rows:
+                self._next_row, self._counts_rows = self._beginning(), not self._indent
+            self._num_rows += 1
             yield from self._row()
             if self._damaged_line:
                 yield self._error(
@@ -90,7 +94,7 @@ class _ArrayReader:
         return re.compile(rf',\s*(?=\{{\s*"{re.escape(key.group(1))}")' if key else r"\n\s*(?=[{\]])")
 
     def _row(self) -> Iterator[Record | Finding]:
-        start = self._line
+        start = self._num_rows if self._counts_rows else self._line
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)

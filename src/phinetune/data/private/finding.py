@@ -75,10 +75,12 @@ class Redactor:
     def __init__(self) -> None:
         self._numbers: dict[str, dict[str, int]] = {}
 
-    def redacted(self, text: str) -> str:
-        """The text with every piece of private data replaced."""
+    def redacted(self, text: str, *, is_secret: bool | None = None) -> str:
+        """The text with every piece of private data replaced; only secrets, or all but secrets, if wanted."""
         parts, at = [], 0
         for span in private_spans(text):
+            if is_secret is not None and span.is_secret != is_secret:
+                continue
             parts += [text[at : span.start], self._placeholder(span.placeholder, text[span.start : span.end])]
             at = span.end
         return "".join([*parts, text[at:]]) if parts else text

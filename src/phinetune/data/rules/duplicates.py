@@ -41,7 +41,7 @@ CONFLICT = Rule(
     severity="warning",
     meaning="one prompt with two different labels: at best one of them is right",
     fix="decide which answer is right and drop the others",
-    can_clean="all of them are dropped, only where asked for: --rule conflicting_answers",
+    can_clean="the later ones are dropped, only where asked for: --rule conflicting_answers",
 )
 SEVERAL_ANSWERS = Rule(
     id="several_answers",
@@ -112,7 +112,7 @@ class DuplicateCheck:
     def __init__(self, file: str, test_rows: Iterable[RowView] = ()) -> None:
         self._file = file
         self._index = NearIndex()
-        self._first_line: dict[int, int] = {}
+        self._first_line: dict[int, int] = {}  # by the key of a row; negative in the test set
         self._lines = array("q")  # of the rows in the index; those of the test set are negative
         self._test_file = ""
         self._conflicts = _Conflicts(file)
@@ -123,19 +123,20 @@ class DuplicateCheck:
             self._take(row, -row.source.line)
 
     def see(self, row: RowView) -> Iterator[Finding]:
-        first = self._first_line.setdefault(row_key(row), row.source.line)
-        if first < 0:
+        key = row_key(row)
+        first = self._first_line.get(key)
+        if first is None:
+            self._first_line[key] = row.source.line
+            self._conflicts.see(row, self._take(row, row.source.line))
+        elif first < 0:
             yield LEAK.finding(
                 row.source, f"the row is row {self._test_file}:{-first} of the test set", seen=row.answer
             )
-        elif first != row.source.line:
+        else:
             self.num_exact += 1
             yield DUPLICATE.finding(
                 row.source, f"the same row as line {first}", seen=row.prompt or row.answer
             )
-        else:
-            number = self._take(row, row.source.line)
-            self._conflicts.see(row, number)
 
     def _take(self, row: RowView, line: int) -> int:
         self._lines.append(line)
@@ -165,6 +166,10 @@ class DuplicateCheck:
                     source, f"nearly the same row as line {self._lines[first]}", seen=seen
                 )
         yield from self._conflicts.finish(self._index, groups)
+        self.close()
+
+    def close(self) -> None:
+        """Let the temporary file of the texts go."""
         self._index.close()
 
 

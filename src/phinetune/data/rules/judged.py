@@ -13,8 +13,9 @@ from phinetune.data.rules.base import RowView, Rule
 
 TOXIC = Rule(
     id="toxic",
-    severity="warning",
-    meaning="a model that is shown hate, sexual, violent or self-harming text learns to write it",
+    severity="note",
+    meaning="a model that is shown hateful, sexual, violent or self-harming text learns to write it; the "
+    "bundled filter is weak and marks strong feelings too: a list to read, not a verdict",
     fix="read the row, and drop it unless it is meant",
     can_clean="the row is dropped, only where asked for: --rule toxic",
 )
@@ -31,6 +32,7 @@ Judge = Callable[[str], str]
 LossOf = Callable[[Example], float]
 _MAX_DOUBTFUL = 100
 _MIN_ROWS = 20
+_MIN_CHARS = 20
 
 
 class ToxicCheck:
@@ -44,10 +46,11 @@ class ToxicCheck:
         if self._max_rows is not None and self.num_judged >= self._max_rows:
             return
         self.num_judged += 1
-        for field, _, text in row.parts:
-            if harm := self._judge(text):
-                # No excerpt: reports are read by people who did not ask for it.
-                yield TOXIC.finding(row.source, f"the content filter says: {harm}", field=field)
+        text = f"{row.prompt}\n{row.answer}".strip()
+        # A word alone, such as a label, says too little; what is said of a row stands without an excerpt, for
+        # reports are read by people who did not ask for it.
+        if len(text) >= _MIN_CHARS and (harm := self._judge(text)):
+            yield TOXIC.finding(row.source, f"the content filter says: {harm}")
 
     def finish(self) -> Iterator[Finding]:
         return iter(())

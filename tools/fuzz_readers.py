@@ -2,7 +2,7 @@
 
 Usage: python tools/fuzz_readers.py json|yaml [--seconds N] [--corpus FOLDER] [--found FOLDER]
 
-Needs atheris (pip install atheris). A crash, a hang over ten seconds or 1 GB of memory ends it; the bytes lie
+Needs atheris (pip install atheris). A crash, a hang over a minute or 1 GB of memory ends it; the bytes lie
 in FOLDER/crash-…, and belong into tests/data/fuzz_cases once the fault is mended. What raised new coverage
 is kept in the corpus folder, from which the next time goes on.
 """
@@ -73,7 +73,7 @@ def main() -> None:
         import phinetune.training.lora_yaml  # noqa: F401
     options.corpus.mkdir(parents=True, exist_ok=True)
     options.found.mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={options.seconds}", "-timeout=10", "-rss_limit_mb=1024", "-max_len=4096"]
+    limits = [f"-max_total_time={options.seconds}", "-timeout=60", "-rss_limit_mb=1024", "-max_len=4096"]
     place = f"-artifact_prefix={options.found}/"
     with tempfile.TemporaryDirectory() as folder:
         target = (fuzz_json if options.target == "json" else fuzz_yaml)(Path(folder))

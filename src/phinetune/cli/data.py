@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phinetune.base.errors import SettingsError, nearest
-from phinetune.cli import console, data_change
+from phinetune.cli import console, data_change, data_look
 from phinetune.cli.data_options import (
     Columns,
     Keep,
@@ -162,5 +162,5 @@ def report_record(report: CheckReport) -> dict[str, Any]:
     return {**record, "tokens": counted, "is_sound": report.is_sound, "findings": findings}
 
 
-for command in data_change.COMMANDS:
+for command in (*data_look.COMMANDS, *data_change.COMMANDS):
     data_app.command()(command)

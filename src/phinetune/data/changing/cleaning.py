@@ -142,7 +142,7 @@ class _Cleaner:
 
     def _spool(self) -> IO[str]:
         """A new temporary file of rows."""
-        self._spools.append(tempfile.TemporaryFile("w+", encoding="utf-8", prefix="phinetune-"))
+        self._spools.append(tempfile.TemporaryFile("w+", encoding="utf-8", prefix="phinetune-"))  # noqa: SIM115 (see `close`)
         return self._spools[-1]
 
     def read_all(self) -> IO[str]:

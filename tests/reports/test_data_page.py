@@ -1,0 +1,74 @@
+"""The page and the card of a data file say what was found, and nothing in a row becomes markup."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from planted_faults import Sentences, chat
+
+from phinetune.data.checking import check_file
+from phinetune.data.histogram import histogram
+from phinetune.reports.bars import bars_svg
+from phinetune.reports.data_page import comparisons, data_card, headline, write_data_page
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_rows_stay_text_on_the_page(tmp_path: Path) -> None:
+    rows = [chat(EVIL, EVIL), chat(EVIL, EVIL), {"messages": [{"role": EVIL, "content": "a"}]}]
+    path = write(tmp_path / "a.jsonl", rows)
+    write_data_page(tmp_path / "a.html", check_file(path))
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;" in page
+    assert "default-src 'none'" in page
+    assert "exact_duplicate" in page
+
+
+def test_the_page_shows_before_and_after(tmp_path: Path) -> None:
+    sentences = Sentences()
+    rows = [sentences.row() for _ in range(12)]
+    before = check_file(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    after = check_file(write(tmp_path / "b.jsonl", rows))
+    found = {row.name: (row.before, row.after) for row in comparisons(before, after)}
+    assert found["sound rows"] == ("13", "12")
+    assert found["exact_duplicate"] == ("1", "0")
+    write_data_page(tmp_path / "a.html", before, after)
+    assert "Before and after cleaning" in (tmp_path / "a.html").read_text("utf-8")
+
+
+def test_the_headline_says_the_gravest(tmp_path: Path) -> None:
+    assert headline(check_file(tmp_path / "none.jsonl"))[1] == "worse"
+    good = write(tmp_path / "a.jsonl", [Sentences().row()] * 1)
+    assert headline(check_file(good)) == ("1 sound rows, 1 warnings to look at", "even")
+    bad = write(tmp_path / "b.jsonl", [Sentences().row(), {"messages": []}])
+    assert headline(check_file(bad)) == ("1 rows cannot be trained on; 1 sound rows can", "worse")
+
+
+def test_a_card_says_what_nobody_stated(tmp_path: Path) -> None:
+    report = check_file(write(tmp_path / "a.jsonl", [chat("a", "Mail ann@example.org")]))
+    card = data_card(report, {"purpose": "a test"}, "abc")
+    assert "- **What it is for**: a test" in card
+    assert "- **Licence**: not stated" in card
+    assert "warning **private_data**, 1" in card
+    assert "ann@example.org" not in card
+    assert "names of people" in card
+
+
+def test_a_histogram_is_drawn_whole() -> None:
+    bins = histogram([1, 5, 50, 700, 700, 3_000_000])
+    assert sum(bin.count for bin in bins) == 6
+    root = ElementTree.fromstring(bars_svg(bins, "<Rows> & more"))
+    assert len([element for element in root.iter() if element.tag.endswith("rect")]) == len(bins)
+    assert histogram([]) == []
+    assert sum(bin.count for bin in histogram([10**number for number in range(12)])) == 12
+    assert [bin.label for bin in histogram([0, 0])] == ["0"]

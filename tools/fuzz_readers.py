@@ -59,6 +59,7 @@ def main() -> None:
     )
     parser.add_argument("target", choices=("json", "yaml"))
     parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--hang-seconds", type=int, default=60, help="what counts as a hang")
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--found", type=Path, default=Path("."))
     options = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> None:
         import phinetune.training.lora_yaml  # noqa: F401
     options.corpus.mkdir(parents=True, exist_ok=True)
     options.found.mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={options.seconds}", "-timeout=60", "-rss_limit_mb=1024", "-max_len=4096"]
+    limits = [f"-max_total_time={options.seconds}", f"-timeout={options.hang_seconds}", "-rss_limit_mb=1024", "-max_len=4096"]
     place = f"-artifact_prefix={options.found}/"
     with tempfile.TemporaryDirectory() as folder:
         target = (fuzz_json if options.target == "json" else fuzz_yaml)(Path(folder))

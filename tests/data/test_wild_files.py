@@ -1,4 +1,4 @@
-"""Real fine-tune files, good and bad, each get the right verdict. Skipped without the folder that holds them."""
+"""Real fine-tune files, good and bad, each get the right verdict. Skipped where they are not."""
 
 from __future__ import annotations
 

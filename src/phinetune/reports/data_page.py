@@ -78,10 +78,11 @@ def headline(report: CheckReport) -> tuple[str, str]:
 
 def facts(report: CheckReport) -> dict[str, str]:
     """What a file holds, name by name."""
+    kinds = f"{report.num_conversations:,} chats, {report.num_texts:,} texts"
     found = {
         "form": report.form,
         "size": f"{report.size_bytes / 1e6:,.2f} MB",
-        "sound rows": f"{report.num_examples:,}: {report.num_conversations:,} chats, {report.num_texts:,} texts",
+        "sound rows": f"{report.num_examples:,}: {kinds}",
         "turns": ", ".join(f"{count:,} {role}" for role, count in report.roles.items()),
         "trained turns": f"{report.num_trained_turns:,}",
         "characters": f"{report.num_characters:,}",

@@ -72,12 +72,17 @@ def _words(text: str) -> re.Pattern[str]:
 
 
 _EDGE, _END = r"(?<![\w.])", r"(?![\w])"
-_D = r"[ .-]?"
 _PHONE = (
-    rf"{_EDGE}(?:\+\d{{1,3}}[ .-]?(?:\(0\)[ .-]?)?(?:\(\d{{1,4}}\)[ .-]?)?\d{{1,4}}(?:[ .-]?\d{{2,4}}){{1,5}}"  # international
+    r"(?<![\w.-])(?:"
+    r"\+\d{1,3}[ .-]?(?:\(0\)[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,5}"  # international
     r"|(?:1[ .-])?\(\d{3}\) ?\d{3}[ .-]\d{4}|(?:1[ .-])?\d{3}[.-]\d{3}[.-]\d{4}"  # North America
-    r"|0\d{1,4}(?:[ /-]\d{2,8}){1,4}|0\d{9,10}|\(0\d{2,4}\) ?\d{3,4}[ -]?\d{3,5}"  # written at home in Europe
-    rf"|[67]\d{{2}}(?: \d{{3}}){{2}}|[679]\d{{2}}(?: \d{{2}}){{3}}){_END}"
+    r"|0\d{1,4}(?:[ /-]\d{2,8}){1,4}|0\d(?:\.\d{2}){4}|0\d{9,10}|\(0\d{1,4}\) ?\d{3,4}[ -]?\d{3,5}"  # Europe
+    r"|[67]\d{2}(?: \d{3}){2}|[679]\d{2}(?: \d{2}){3}"
+    r")(?:x\d{1,5})?(?!\w)"
+)
+# Written otherwise, a number is taken for one of a telephone where a word says so.
+_CALLED = _words(
+    r"phone|telephone|tel|call(?: \w+)?(?: at| on)?|mobile|cell|fax|whatsapp|telefon|téléphone|teléfono|handy"
 )
 
 KINDS: tuple[Kind, ...] = (
@@ -114,7 +119,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="fr_nir", placeholder="NATIONAL_ID", is_sound=checksums.fr_nir,
          pattern=re.compile(rf"{_EDGE}[12] ?\d{{2}} ?\d{{2}} ?(?:\d{{2}}|2[ABab]) ?\d{{3}} ?\d{{3}} ?\d{{2}}{_END}")),
     Kind(name="card", placeholder="CARD", is_sound=checksums.card,
-         pattern=re.compile(rf"{_EDGE}(?:\d{{4}}(?:[ -]?\d{{4}}){{2}}[ -]?\d{{1,7}}|3[47]\d{{2}}[ -]?\d{{6}}[ -]?\d{{5}}|3\d{{3}}[ -]?\d{{6}}[ -]?\d{{4}}){_END}")),
+         pattern=re.compile(rf"{_EDGE}(?:\d{{4}}(?:[ -]?\d{{4}}){{2}}(?:[ -]?\d{{1,7}})?|3[47]\d{{2}}[ -]?\d{{6}}[ -]?\d{{5}}|3\d{{3}}[ -]?\d{{6}}[ -]?\d{{4}}){_END}")),
     Kind(name="es_dni", placeholder="NATIONAL_ID", is_sound=checksums.es_dni,
          pattern=re.compile(r"(?<!\w)(?:\d{8}|[XYZxyz][ -]?\d{7})[ -]?[A-HJ-NP-TV-Za-hj-np-tv-z](?!\w)")),
     Kind(name="br_cpf", placeholder="NATIONAL_ID", is_sound=checksums.br_cpf,
@@ -147,4 +152,6 @@ KINDS: tuple[Kind, ...] = (
     Kind(name="mac", placeholder="MAC", needs=(":", "-"),
          pattern=re.compile(r"(?<![\w:-])(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}(?![\w:-])|(?<![\w:-])(?:[0-9a-fA-F]{2}-){5}[0-9a-fA-F]{2}(?![\w:-])")),
     Kind(name="phone", placeholder="PHONE", is_sound=_phone, pattern=re.compile(_PHONE)),
+    Kind(name="phone", placeholder="PHONE", is_sound=_phone, context=_CALLED,
+         pattern=re.compile(r"(?<![\w.-])\(?\d{2,5}\)?(?:[ .-]?\d{2,5}){1,4}(?:x\d{1,5})?(?!\w)")),
 )  # fmt: skip

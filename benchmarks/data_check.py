@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from phinetune.data.checking import check_file
+from phinetune.data.checking import CheckOptions, check_file
 
 SYLLABLES = [first + second for first in "bdfgklmnprst" for second in "aeio"]
 
@@ -56,6 +56,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--no-duplicates", action="store_true", help="leave the search for rows alike out")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> None:
         write_rows(path, options.rows, options.seed)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start, start_cpu = time.perf_counter(), time.process_time()
-        report = check_file(path)
+        report = check_file(path, CheckOptions(with_duplicates=not options.no_duplicates))
         seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
         size_mb = path.stat().st_size / 1e6
     # Kilobytes on Linux, bytes on macOS.

@@ -164,9 +164,7 @@ PATTERNS: dict[str, Made] = {
     "ip": lambda rng: ".".join(str(rng.randint(11, 223)) for _ in range(4)),
     "mac": lambda rng: ":".join(f"{rng.randrange(256):02x}" for _ in range(6)),
     "us_ssn": lambda rng: f"{rng.randint(1, 665):03d}-{rng.randint(1, 99):02d}-{rng.randint(1, 9999):04d}",
-    "uk_nino": lambda rng: (
-        f"{rng.choice(['AB', 'CE', 'JK', 'SR', 'WT'])} {grouped(digits(rng, 6), 2, 2, 2)} {rng.choice('ABCD')}"
-    ),
+    "uk_nino": lambda rng: "JK " + grouped(digits(rng, 6), 2, 2, 2) + rng.choice([" A", "B", " C"]),
     "date_of_birth": lambda rng: (
         f"born on {rng.randint(1, 28):02d}/{rng.randint(1, 12):02d}/{rng.randint(1940, 2005)}"
     ),

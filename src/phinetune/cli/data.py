@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phinetune.base.errors import SettingsError, nearest
-from phinetune.cli import console, data_change, data_look
+from phinetune.cli import console, data_change, data_look, data_write
 from phinetune.cli.data_options import (
     Columns,
     Keep,
@@ -51,6 +52,9 @@ def check(
     toxic: Annotated[
         str, typer.Option(help="some, all or none: how many rows the content filter judges.")
     ] = "some",
+    duplicates: Annotated[
+        bool, typer.Option(help="Look for rows alike; without, memory does not grow with the rows.")
+    ] = True,
     noise: Annotated[
         str | None,
         typer.Option(help="Rank doubtful rows by the loss of this base: demo or a name.", show_default=False),
@@ -64,6 +68,7 @@ def check(
     options = CheckOptions(
         read=read_options(columns, keep, tools),
         test_file=test,
+        with_duplicates=duplicates,
         count_tokens=token_counter(model, seqlen) if model else None,
         judge=judge,
         max_judged=max_judged,
@@ -162,5 +167,6 @@ def report_record(report: CheckReport) -> dict[str, Any]:
     return {**record, "tokens": counted, "is_sound": report.is_sound, "findings": findings}
 
 
-for command in (*data_look.COMMANDS, *data_change.COMMANDS):
-    data_app.command()(command)
+_others: list[Callable[..., None]] = [*data_look.COMMANDS, *data_change.COMMANDS, *data_write.COMMANDS]
+for _command in _others:
+    data_app.command(_command.__name__.replace("_", "-"))(_command)

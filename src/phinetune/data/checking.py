@@ -36,10 +36,14 @@ _NOT_FOR_TRAINING = ("test", "valid", "eval", "dev")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What a check may use. `max_judged` bounds the rows that the filter judges; None is all."""
+    """What a check may use. `max_judged` bounds the rows that the filter judges; None is all.
+
+    Looking for duplicates takes some 500 bytes of memory for each row; everything else takes 30.
+    """
 
     read: ReadOptions = field(default_factory=ReadOptions)
     test_file: Path | None = None
+    with_duplicates: bool = True
     count_tokens: TokenCounter | None = None
     judge: Judge | None = None
     max_judged: int | None = None
@@ -127,18 +131,19 @@ class _Checking:
         self._variety = VarietyCheck(name, self._classes)
         self._languages = LanguageCheck()
         self._private = PrivateCheck()
-        self._duplicates = DuplicateCheck(name, self._test_rows())
+        self._duplicates = DuplicateCheck(name, self._test_rows()) if options.with_duplicates else None
         self._checks: list[Check] = [
             EncodingCheck(), MarkupCheck(), AnswersCheck(), self._private, self._languages,
             LengthCheck(name, is_training_set=is_training_set(path)),
-            self._classes, self._variety, StereotypeCheck(name), self._duplicates,
+            self._classes, self._variety, StereotypeCheck(name),
         ]  # fmt: skip
         if options.test_file is not None:
             self._checks.append(LeakCheck(self._test_rows()))
         self._tokens = TokenCheck(options.count_tokens) if options.count_tokens else None
         self._toxic = ToxicCheck(options.judge, max_rows=options.max_judged) if options.judge else None
         doubt = DoubtCheck(name, options.loss_of) if options.loss_of else None
-        self._checks += [check for check in (self._tokens, self._toxic, doubt) if check is not None]
+        wanted: tuple[Check | None, ...] = (self._duplicates, self._tokens, self._toxic, doubt)
+        self._checks += [check for check in wanted if check is not None]
 
     def _test_rows(self) -> Iterator[RowView]:
         if self._options.test_file is not None:
@@ -165,7 +170,8 @@ class _Checking:
 
     def close(self) -> None:
         """Let temporary files go, also when something that was handed in failed."""
-        self._duplicates.close()
+        if self._duplicates is not None:
+            self._duplicates.close()
 
     def _keep(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -204,8 +210,8 @@ class _Checking:
             classes=dict(self._classes.classes.most_common()),
             private_kinds=dict(self._private.kinds.most_common()),
             private_not_covered=NOT_COVERED,
-            num_exact_duplicates=self._duplicates.num_exact,
-            num_near_duplicates=self._duplicates.num_near,
+            num_exact_duplicates=self._duplicates.num_exact if self._duplicates else 0,
+            num_near_duplicates=self._duplicates.num_near if self._duplicates else 0,
             distinct_1=variety.distinct_1,
             distinct_2=variety.distinct_2,
             num_judged=self._toxic.num_judged if self._toxic else 0,

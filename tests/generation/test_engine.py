@@ -441,3 +441,38 @@ def test_idle_adapters_make_room_and_are_read_again(tmp_path):
         for who in "abcab":
             assert list(engine.follow(engine.submit(request([4, 5, 6], who)))) == expected[who]
             assert engine._registry.num_resident == 1
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt2"])
+def test_while_one_adapter_lives_alone_its_weights_are_merged_and_nothing_else_changes(name):
+    base = tiny_base(name)
+    adapters = adapters_of(base)
+    prompts = prompts_of([5, 17, 9])
+    expected = {who: [alone(base, p, weights) for p in prompts] for who, weights in adapters.items()}
+    plain = [alone(base, prompt, None) for prompt in prompts]
+
+    def answers(engine, who):
+        rows = [engine.submit(request(prompt, who)) for prompt in prompts]
+        finish(engine)
+        return [row.tokens for row in rows]
+
+    with Engine(base, Limits(merged_bytes=1 << 30)) as engine:
+        engine.load("a", adapters["a"])
+        assert answers(engine, "a") == expected["a"]
+        mix = engine._layers.mix
+        assert mix.is_merged
+        assert answers(engine, None) == plain  # the base's rows go past what is merged
+        assert not mix.is_merged
+        engine.load("b", adapters["b"])
+        assert not mix.merged_seat
+        assert answers(engine, "b") == expected["b"]
+        assert answers(engine, "a") == expected["a"]
+        engine.unload("a")
+        assert answers(engine, "b") == expected["b"]
+        assert mix.is_merged
+        engine.load("b", adapters["c"])
+        assert answers(engine, "b") == expected["c"]
+    with Engine(base, Limits(merged_bytes=10)) as engine:
+        engine.load("a", adapters["a"])
+        assert answers(engine, "a") == expected["a"]
+        assert not engine._layers.mix.merged_seat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter
+from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError
 from phinetune.data.conversation import Message
 from phinetune.generation.model import Model
 from phinetune.generation.sampling import Sampling
@@ -90,3 +90,14 @@ def test_names_that_are_taken_and_adapters_that_do_not_fit_are_refused(weights):
         model.load_adapter("x", random_adapter(tiny_base("llama").model, rank=2, seed=0))
     with pytest.raises(AdapterError, match="no adapter 'y'"):
         model.chat("Hello", adapter="y")
+
+
+def test_too_long_a_prompt_says_how_much_of_it_could_be_used():
+    model = a_model()
+    prompt = "word " * 3 * model.base.max_length
+    with pytest.raises(UserError, match="the prompt has") as caught:
+        model.chat(prompt, max_new_tokens=1)
+    assert f"of the last message's {len(prompt):,} characters" in caught.value.why
+    usable = int(caught.value.why.rsplit(" could", 1)[0].rsplit(" ", 1)[-1].replace(",", ""))
+    assert len(model.prompt_ids(prompt[:usable])) < model.base.max_length
+    assert len(model.prompt_ids(prompt[: usable + 20])) >= model.base.max_length

@@ -18,7 +18,7 @@ def row(prompt_length, *, num_cached=0, num_tokens=0):
 def test_rows_that_decode_come_first_and_prompts_share_what_is_left():
     old, new = row(10, num_cached=4), row(10)
     decodes = row(3, num_cached=3, num_tokens=1)
-    assert chunks([old, decodes, new], 9) == [(decodes, 1), (old, 6), (new, 2)]
+    assert chunks([old, decodes, new], 9) == [(decodes, 1), (new, 2), (old, 6)]
 
 
 def test_a_prompt_moves_on_even_when_decoding_rows_fill_the_budget():

@@ -18,6 +18,7 @@ from tiny_project import project_maker, write_chats
 from phinetune.base.errors import DivergedError, UserError
 from phinetune.base.events import Compared, Evaluated, Event, Planned, Saved, Stepped, Trained
 from phinetune.lora.layers import LoraLinear
+from phinetune.runs import forecast as run_forecast
 from phinetune.runs import prepare, proof
 from phinetune.runs.train_run import train_run
 from phinetune.training import forecast, validation
@@ -127,6 +128,7 @@ def observed(
     # Many short runs: what costs time and has no part in the question is left out or kept.
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     monkeypatch.setattr(forecast, "_seconds_per_token", lambda *args: (1e-4, 1e-4))
+    monkeypatch.setattr(run_forecast, "step_seconds", lambda *args: run_forecast.nothing_answered())
     monkeypatch.setattr(prepare, "load_renderer", functools.cache(prepare.load_renderer))
     counts: dict[str, int] = {}
     known: dict[str, dict[str, Any]] = {}

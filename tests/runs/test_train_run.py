@@ -24,7 +24,8 @@ from phinetune.training.validation import Validation
 
 SUMMARY_KEYS = {
     "run_id", "status", "stopped_because", "base", "adapter", "data", "lineage", "steps", "best_step",
-    "seconds", "tokens_per_second", "peak_memory_bytes", "forecast", "evaluation", "warnings",
+    "seconds", "comparison_seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast",
+    "evaluation", "warnings",
 }  # fmt: skip
 
 
@@ -66,7 +67,9 @@ def test_a_run_leaves_every_file_and_what_they_say_agrees(project, models):
     assert summary["base"].keys() == {"name", "sha256", "dtype", "parameters"}
     assert summary["adapter"].keys() == {"path", "parameters", "rank", "target_modules"}
     assert summary["data"]["train"].keys() == {"path", "sha256", "examples", "tokens", "trained_tokens"}
-    assert summary["forecast"].keys() == {"seconds", "peak_memory_bytes"}
+    assert summary["forecast"].keys() == {
+        "seconds", "comparison_seconds", "total_seconds", "peak_memory_bytes",
+    }  # fmt: skip
     assert summary["evaluation"].keys() == {"base", "adapter", "difference"}
     assert summary["evaluation"]["difference"]["loss"].keys() == {"value", "low", "high"}
     assert (summary["status"], summary["steps"], summary["run_id"]) == ("succeeded", 4, "r")

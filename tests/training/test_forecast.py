@@ -1,27 +1,38 @@
-"""The forecast looks and does not touch."""
+"""The forecast looks and does not touch; its counts are those of the work that training will do."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny_training import tiny_training
+from tiny_training import TinyTraining, tiny_training
 
+from phinetune.models.memory import Costs
 from phinetune.training import forecast as forecast_module
-from phinetune.training.forecast import forecast
+from phinetune.training.forecast import Probe, probe, probed_sequences, training_bytes, training_seconds
 
 
-def forecast_of(training):
-    return forecast(training.base, training.adapter, training.settings, training.plan, training.train_rows)
+def probe_of(training: TinyTraining) -> Probe:
+    sequences = probed_sequences(training.settings, training.plan, training.train_rows)
+    return probe(training.base, training.adapter, training.settings, sequences, training.train_rows)
+
+
+def bytes_of(training: TinyTraining, costs: Costs, **changes):
+    settings = training.settings.model_copy(update=changes)
+    return training_bytes(costs, settings, training.plan, training.train_rows, training.test_rows)
 
 
 def test_nothing_is_changed_by_looking():
     training = tiny_training(lora_dropout=0.3)
     weights = training.adapter.snapshot()
     mode = training.base.model.training
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
-    forecast_of(training)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    before = torch.get_rng_state()
+    result = probe_of(training)
+    assert result.train_s > 0
+    assert result.test_s > 0
+    assert result.held_bytes > 0
+    assert torch.equal(torch.get_rng_state(), before)
     assert training.base.model.training == mode
     assert all(parameter.grad is None for parameter in training.adapter.parameters())
     assert all(torch.equal(weight, weights[name]) for name, weight in training.adapter.named_parameters())
@@ -34,26 +45,35 @@ def test_seconds_are_those_of_all_steps_and_evaluations(monkeypatch):
     plan = training.plan
     assert plan.evaluation_steps == (4, 8, 12)
     expected = 2 * plan.train.num_tokens * 0.01 + 4 * plan.test.num_tokens * 0.001
-    result = forecast_of(training)
-    assert result.seconds == pytest.approx(expected)
-    assert result.tokens_per_second == pytest.approx(100)
+    assert training_seconds(probe_of(training), training.settings, plan) == pytest.approx(expected)
 
 
-def test_memory_is_that_of_the_largest_piece(monkeypatch):
-    shapes = []
+def test_several_batches_are_timed_and_none_twice(monkeypatch):
+    timed = []
+    monkeypatch.setattr(forecast_module, "PROBE_TOKENS", 50)
+    monkeypatch.setattr(forecast_module, "token_scores", lambda base, batch: timed.append(batch.num_tokens))
+    training = tiny_training()
+    probe_of(training)
+    assert len(timed) == 1 + forecast_module.NUM_TIMED
+    assert max(timed) <= 50
 
-    def spy(base, num_adapter_parameters, shape):
-        shapes.append(shape)
-        return 123
 
-    monkeypatch.setattr(forecast_module, "forecast_bytes", spy)
-    training = tiny_training(
-        train_lengths=[5, 60, 7, 61], varied_seqlen=True, finetune_train_batch_size=1, lora_dropout=0.1,
-        gradient_checkpointing=True,
-    )  # fmt: skip
-    assert forecast_of(training).peak_memory_bytes == 123
-    (shape,) = shapes
-    assert (shape.num_tokens, shape.longest_segment) == (61, 61)
-    assert shape.num_trained_tokens == training.train_rows[3].num_trained
-    assert shape.has_dropout
-    assert shape.is_checkpointed
+def test_memory_is_that_of_the_largest_piece():
+    training = tiny_training(train_lengths=[5, 400, 7, 61], varied_seqlen=True, lora_dropout=0.1)
+    costs = replace(probe_of(training).costs, tokens_multiple=1)
+    one = bytes_of(training, costs, finetune_train_batch_size=1)
+    row = training.train_rows[1]
+    assert one.step == costs.step(
+        forecast_module.StepShape(num_tokens=400, num_trained_tokens=row.num_trained, longest_segment=400),
+        is_checkpointed=False,
+    )
+    assert bytes_of(training, costs, finetune_train_batch_size=2).step > one.step
+    assert bytes_of(training, costs, finetune_train_batch_size=1, gradient_checkpointing=True).step < one.step
+    assert one.most == one.kept + max(one.step, one.evaluation, one.saving)
+
+
+def test_a_larger_test_batch_takes_more_memory():
+    training = tiny_training(test_lengths=[60] * 20)
+    costs = probe_of(training).costs
+    one, all_ = (bytes_of(training, costs, finetune_test_batch_size=size).evaluation for size in (1, 20))
+    assert all_ > one

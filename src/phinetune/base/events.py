@@ -135,6 +135,18 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reforecast(Event):
+    """The run's time from training to comparison, forecast again from the pace of its first steps.
+
+    `seconds` counts from the beginning of the training, `seconds_left` from this step.
+    """
+
+    step: int
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained(Event):
     """The training loop ended; the best adapter is in the model."""
 

@@ -39,13 +39,14 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "evaluations", f"{len(plan['evaluation_steps'])} of the test loss, and {before} before"
     if beginning:
         yield "begins", f"with the adapter {beginning}"
+    if batches := plan.get("batches"):
+        yield "auto", ", ".join(f"{name}: {number}" for name, number in batches.items())
     if coverage := plan.get("coverage"):
         yield "adapter", _coverage_text(coverage)
     if compute := plan.get("compute"):
         yield "compute", str(compute)
     if forecast := plan.get("forecast"):
-        memory = size_text(forecast["peak_memory_bytes"])
-        yield "forecast", f"about {duration_text(forecast['seconds'])}, {memory} of memory"
+        yield "forecast", _forecast_text(forecast)
 
 
 def _set_text(data: Mapping[str, Any]) -> str:
@@ -59,6 +60,13 @@ def _set_text(data: Mapping[str, Any]) -> str:
         if data.get(key):
             parts.append(f"{data[key]:,} {word}")
     return ", ".join(parts)
+
+
+def _forecast_text(forecast: Mapping[str, Any]) -> str:
+    whole = duration_text(forecast.get("total_seconds", forecast["seconds"]))
+    compared = forecast.get("comparison_seconds", 0.0)
+    parts = f" ({duration_text(compared)} of it for the comparison)" if compared >= 1 else ""
+    return f"about {whole}{parts}, {size_text(forecast['peak_memory_bytes'])} of memory"
 
 
 def _coverage_text(coverage: list[Mapping[str, Any]]) -> str:

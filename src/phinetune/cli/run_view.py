@@ -89,6 +89,8 @@ class RunView:
                 self._paused(event)
             case events.Stopped():
                 self.is_stopped, self.saved_path = True, event.path
+            case events.Reforecast():
+                self._reforecast(event)
             case events.Trained():
                 self._trained(event)
             case events.Compared():
@@ -199,6 +201,10 @@ class RunView:
                 style="default",
             )
         )
+
+    def _reforecast(self, event: events.Reforecast) -> None:
+        whole, left = (figures.duration_text(seconds) for seconds in (event.seconds, event.seconds_left))
+        self._progress.print(f"forecast after {event.step} steps: about {whole} in all, {left} left")
 
     def _trained(self, event: events.Trained) -> None:
         self._close_bar()

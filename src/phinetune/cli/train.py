@@ -171,7 +171,7 @@ def is_wanted(plan: dict[str, Any]) -> bool:
     """Ask before a long run or one with warnings, when somebody is there to answer."""
     import sys
 
-    warnings, seconds = plan.get("warnings"), (plan.get("forecast") or {}).get("seconds") or 0.0
+    warnings, seconds = plan.get("warnings"), (plan.get("forecast") or {}).get("total_seconds") or 0.0
     somebody = sys.stdin.isatty() and sys.stderr.isatty()
     if not somebody or (not warnings and seconds < ASK_FROM_SECONDS):
         return True

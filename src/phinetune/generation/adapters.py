@@ -2,7 +2,7 @@
 
 A row leases the adapter it is admitted with and keeps it to its end, whatever becomes of the name.
 Leased adapters have a seat in the mixed layers; an idle one gives its seat up when another needs it,
-and its weights too when more than `max_resident` are in memory and it can be read from disk again.
+and its weights too when more than `Limits.max_resident` are in memory and it can be read from disk again.
 Not for several threads: the engine holds its lock around every call.
 
 Knows nothing of requests or of how a batch is computed.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from phinetune.base.errors import AdapterError, nearest
 from phinetune.generation.mixing import MixedLayers
+from phinetune.generation.scheduler import Limits
 from phinetune.lora.files import check_base
 from phinetune.lora.forms import read_adapter
 from phinetune.lora.weights import AdapterWeights
@@ -35,11 +36,12 @@ class Loaded:
 
 
 class AdapterRegistry:
-    """Adapters by name. `max_seats` may answer in one step, `max_resident` stay in memory."""
+    """Adapters by name. `limits` say how many answer in one step and stay in memory."""
 
-    def __init__(self, layers: MixedLayers, *, base_sha256: str, max_seats: int, max_resident: int) -> None:
+    def __init__(self, layers: MixedLayers, *, base_sha256: str, limits: Limits) -> None:
         self._layers, self._base_sha256 = layers, base_sha256
-        self._max_seats, self._max_resident = max_seats, max_resident
+        self._max_seats, self._max_resident = limits.max_seats, limits.max_resident
+        self._merged_bytes = limits.merged_bytes
         self._by_name: OrderedDict[str, Loaded] = OrderedDict()  # least lately used first
         self._seated: dict[int, Loaded] = {}
         self._versions = itertools.count(1)
@@ -68,6 +70,7 @@ class AdapterRegistry:
             self.unload(name)
         loaded = Loaded(name=name, version=next(self._versions), source=source, weights=weights)
         self._by_name[name] = loaded
+        self._layers.separate()
         self._forget_beyond_limit()
         return loaded.version
 
@@ -98,6 +101,8 @@ class AdapterRegistry:
         loaded.num_leases += 1
         self._by_name.move_to_end(name)
         self._forget_beyond_limit()
+        if self._merged_bytes and len(self._by_name) == len(self._seated) == 1:
+            self._layers.merge(loaded.seat, self._merged_bytes)
         return loaded
 
     def release(self, loaded: Loaded) -> None:

@@ -107,8 +107,7 @@ class Engine:
             self._registry = AdapterRegistry(
                 self._layers,
                 base_sha256=self._base.sha256,
-                max_seats=self.limits.max_seats,
-                max_resident=self.limits.max_resident,
+                limits=self.limits,
             )
         return self._registry
 
@@ -317,7 +316,7 @@ class Engine:
         # transformers chooses the factors of LongRoPE by the longest position of a forward pass.
         border = (self._base.longrope_limit or 0) if is_long else 0
         if self._layers:
-            self._layers.mix.begin(torch.tensor(seats + [0] * filling))
+            self._layers.mix.begin(seats, filling)
         device = self._base.device
         out = self._base.model.get_decoder()(
             input_ids=torch.tensor([ids + [0] * filling], device=device),

@@ -7,11 +7,13 @@ adapter or without.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from phinetune.base.errors import UserError
+from phinetune.generation.cache import LENGTH_MULTIPLE
 from phinetune.generation.engine import Engine
 from phinetune.generation.request import Request
 from phinetune.generation.scheduler import Limits
@@ -57,6 +59,32 @@ def generate_batch(
             if on_progress and num_ended:
                 on_progress(num_done, len(prompts))
     return [rows[index].tokens for index in range(len(prompts))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRoom:
+    """What `generate_batch` takes: rows alive at once, tokens read at once, bytes of its full caches."""
+
+    num_rows: int
+    tokens_per_step: int
+    cache_bytes: int
+
+
+def answer_room(base: Base, prompt_lengths: Sequence[int], max_new_tokens: int) -> AnswerRoom:
+    """What `generate_batch` would take for prompts of these lengths, at most."""
+    limits, per_token = _limits(base, len(prompt_lengths)), _cache_bytes_per_token(base)
+    longest = min(max(prompt_lengths) + max_new_tokens, base.max_length)
+    capacity = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    num_rows = max(1, min(limits.max_rows, len(prompt_lengths), limits.cache_tokens // longest))
+    num_slots = 0
+    while num_slots < num_rows:  # the engine doubles them as rows come
+        num_slots = min(2 * (num_slots + 1), limits.max_rows)
+    prefixes = min(limits.prefix_cache_bytes, sum(prompt_lengths) * per_token)
+    return AnswerRoom(
+        num_rows=num_rows,
+        tokens_per_step=min(limits.tokens_per_step, sum(prompt_lengths)),
+        cache_bytes=num_slots * capacity * per_token + prefixes,
+    )
 
 
 def stream(

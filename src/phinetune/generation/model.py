@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phinetune.base.errors import AdapterError
+from phinetune.base.errors import AdapterError, UserError
 from phinetune.base.seeds import derive
 from phinetune.data.conversation import Message
 from phinetune.generation.engine import Engine
@@ -166,13 +166,31 @@ class Model:
         max_new_tokens: int,
         grammar: Grammar | None,
     ) -> Request:
+        ids = self.prompt_ids(prompt)
+        self._require_room(self.messages(prompt)[-1].content, len(ids))
         return Request(
-            prompt=tuple(self.prompt_ids(prompt)),
+            prompt=tuple(ids),
             max_new_tokens=max_new_tokens,
             adapter=None if side == BASE or self._attached else side,
             sampling=sampling,
             stop_ids=self.renderer.stop_ids,
             grammar=grammar,
+        )
+
+    def _require_room(self, last: str, num_ids: int) -> None:
+        """Raise `UserError` when a prompt leaves no room for an answer, with how much of it could be used."""
+        num_over = num_ids - (self.base.max_length - 1)
+        if num_over <= 0:
+            return
+        tokenizer = self.renderer.tokenizer
+        ids = tokenizer.encode_plain(last)
+        usable = len(tokenizer.decode(ids[: max(0, len(ids) - num_over)]))
+        raise UserError(
+            f"the prompt has {num_ids:,} tokens, and the model's context holds {self.base.max_length:,} "
+            "with the answer",
+            why=f"{num_over:,} tokens are too many: of the last message's {len(last):,} characters, "
+            f"{usable:,} could be used",
+            do="shorten it; nothing is cut silently",
         )
 
     def _side(self, side: str) -> contextlib.AbstractContextManager[None]:

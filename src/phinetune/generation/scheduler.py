@@ -21,6 +21,9 @@ class Limits:
 
     A step computes at most `tokens_per_step` tokens, of at most `max_rows` rows; all rows together may hold
     `cache_tokens` keys and values, each as many as the longest; `max_waiting` requests wait at most.
+    While one adapter alone is loaded its steps go through merged weights, a copy of the adapted layers, where
+    these take no more than `merged_bytes`. 0 never merges: in bfloat16 a merged weight is rounded, so that a
+    row's numbers would depend on which adapters are loaded.
     """
 
     max_rows: int = 32
@@ -30,6 +33,7 @@ class Limits:
     max_seats: int = 16
     max_resident: int = 64
     prefix_cache_bytes: int = 256 << 20
+    merged_bytes: int = 0
 
 
 class WaitingLines:
@@ -78,7 +82,7 @@ class WaitingLines:
 
 
 def chunks(rows: Sequence[Row], tokens_per_step: int) -> list[tuple[Row, int]]:
-    """Each row with the number of its ids that the coming step computes; decoding rows first.
+    """Each row with the number of its ids that the coming step computes: decoding rows, short, long chunks.
 
     The order of `rows` is their age. A row that finds no room in the budget waits for the next step.
     """
@@ -90,4 +94,4 @@ def chunks(rows: Sequence[Row], tokens_per_step: int) -> list[tuple[Row, int]]:
         if missing > 1 and left:
             parts.append((row, min(missing, left)))
             left -= parts[-1][1]
-    return singles + parts
+    return singles + sorted(parts, key=lambda part: part[1])

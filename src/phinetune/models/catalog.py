@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def _in_hub_cache(name: str) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, sorted by name."""
     return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+
+
+def num_weights(folder: Path) -> int:
+    """The entries of all tensors of a model folder, by the files' headers."""
+    total = 0
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, path.stat().st_size)) or "{}")
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total
 
 
 def weights_sha256(folder: Path) -> str:

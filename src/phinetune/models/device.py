@@ -6,12 +6,19 @@ Knows nothing of models.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from dataclasses import dataclass
 
 import torch
 
 from phinetune.base.errors import SettingsError
+
+# On a CPU in bfloat16 oneDNN prepares code for every shape of a product and keeps the last 1,024, half a
+# gigabyte for a small model. The last 64 serve a step as fast (100 steps and 200 answers: the same CPU time
+# in 0.94 instead of 1.28 GB). Read at the first product; the user's own values stand.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from phinetune.lora.attach import Adapter, attach
 from phinetune.lora.settings import LoraSettings
 from phinetune.models.device import Compute
 from phinetune.models.loading import Base, load_base
+from phinetune.runs.forecast import Forecaster
 from phinetune.runs.prepare import Prepared, prepare
 from phinetune.runs.processes import Place, use_own_device
 from phinetune.runs.proof import compare_with_base
@@ -23,7 +24,6 @@ from phinetune.runs.record import package_versions
 from phinetune.runs.road import may_retry
 from phinetune.runs.stopping import StopRequest
 from phinetune.training.distributed import Ranks, joined
-from phinetune.training.forecast import forecast
 from phinetune.training.loop import start, train
 from phinetune.training.lora_yaml import validated
 from phinetune.training.settings import TrainingSettings
@@ -46,6 +46,11 @@ def shape_of(told: bytes) -> LoraSettings:
     values = json.loads(told)
     targets = values["target_modules"]
     return LoraSettings(**{**values, "target_modules": None if targets is None else tuple(targets)})
+
+
+def batches_told(batches: Mapping[str, int]) -> bytes:
+    """The numbers the first process has found for batch sizes that said `auto`."""
+    return json.dumps(dict(batches)).encode()
 
 
 def common_facts(base: Base, prepared: Prepared) -> Mapping[str, str]:
@@ -80,9 +85,11 @@ def follow(project: Path, place: Place, ranks: Ranks, stop: StopRequest) -> None
     )
     ranks.require_same(common_facts(base, prepared))
     adapter = attach(base.model, shape_of(ranks.from_first()), seed=settings.seed)
-    state = start(base, adapter, settings)
     if ranks.is_sharded:
-        forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)
+        Forecaster(base, adapter, prepared, ranks)
+    settings = settings.model_copy(update=json.loads(ranks.from_first()))
+    prepared = dataclasses.replace(prepared, settings=settings)
+    state = start(base, adapter, settings)
     with stop.heard():
         is_trained = _trained(base, state, prepared, ranks, stop)
     if is_trained and not ranks.any(stop.is_wanted) and ranks.is_sharded:

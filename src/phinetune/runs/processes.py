@@ -85,6 +85,16 @@ class Processes:
         self._is_told = False
         self.ranks = Ranks()
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the base is divided among the processes."""
+        return self._is_sharded
+
+    @property
+    def num_here(self) -> int:
+        """The processes of the run on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self._num)) if self._place else self._num
+
     def __enter__(self) -> Processes:
         if self._place:
             self.ranks = self._stack.enter_context(

@@ -14,6 +14,7 @@ from phinetune.base.events import Compared, Event, Finished, Noted, Stage, Train
 from phinetune.evaluation.compare import Comparison, Progress, compare
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
+from phinetune.models.memory import peak_bytes, release_unused
 from phinetune.reports.page import report_html
 from phinetune.reports.plots import loss_plot
 from phinetune.reports.trainer_state import trainer_state
@@ -77,8 +78,19 @@ def compare_with_base(
         seed=settings.seed,
         system_prompt=settings.system_prompt,
         loss_on=settings.loss_on,
-        on_progress=on_progress,
+        on_progress=_tidying(on_progress),
     )
+
+
+def _tidying(on_progress: Progress | None) -> Progress:
+    """Between two batches of a comparison freed memory goes back to the system."""
+
+    def report(done: int, total: int) -> None:
+        release_unused()
+        if on_progress:
+            on_progress(done, total)
+
+    return report
 
 
 def verdict_warnings(comparison: Comparison) -> Iterator[str]:
@@ -118,9 +130,13 @@ def _summary(
         "best_step": trained.best_step,
         "seconds": round(trained.seconds, 3),
         "tokens_per_second": round(trained.num_tokens / max(trained.seconds, 1e-9), 1),
-        "peak_memory_bytes": trained.peak_memory_bytes,
+        "comparison_seconds": round(compared.seconds, 3),
+        "total_seconds": round(trained.seconds + compared.seconds, 3),
+        "peak_memory_bytes": max(trained.peak_memory_bytes, peak_bytes(base.device)),
         "forecast": {
             "seconds": round(expected.seconds, 3),
+            "comparison_seconds": round(expected.comparison_seconds, 3),
+            "total_seconds": round(expected.total_seconds, 3),
             "peak_memory_bytes": expected.peak_memory_bytes,
         },
         "evaluation": compared.evaluation,

@@ -71,9 +71,18 @@ def origin_of(settings: TrainingSettings, base: Base, files: Sequence[DataFile])
 
 
 def plan_values(
-    plan: Plan, forecast: Forecast, adapter: Adapter, base: Base, *, num_processes: int = 1
+    plan: Plan,
+    forecast: Forecast,
+    adapter: Adapter,
+    base: Base,
+    batches: Mapping[str, int],
+    *,
+    num_processes: int = 1,
 ) -> dict[str, Any]:
-    """The plan as plain values, for the terminal and events.jsonl; without the row lists."""
+    """The plan as plain values, for the terminal and events.jsonl; without the row lists.
+
+    `batches` are the settings that said `auto`, with the numbers found for them.
+    """
     values = asdict(plan)
     del values["rows"], values["test_sequences"]
     processes = f"; {num_processes} processes, memory is of each" if num_processes > 1 else ""
@@ -81,7 +90,8 @@ def plan_values(
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
         "compute": f"{base.device.type}, {base.compute.reason}{processes}",
-        "forecast": asdict(forecast),
+        "batches": dict(batches),
+        "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},
     }
 
 

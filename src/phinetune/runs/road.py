@@ -15,7 +15,9 @@ from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter
 from phinetune.lora.files import load_adapter
 from phinetune.models.loading import Base
+from phinetune.models.memory import release_unused
 from phinetune.runs.folder import RunFolder
+from phinetune.runs.pace import Pace
 from phinetune.runs.prepare import Prepared
 from phinetune.runs.processes import Processes
 from phinetune.runs.proof import prove
@@ -82,6 +84,7 @@ class Road:
             yield Stopped(step=state.step, path=str(self.run.adapter))
             return
         # What counts is the adapter on disk: the proof is made with it, not with what is in memory.
+        release_unused()
         self.adapter.detach(base.model)
         adapter = load_adapter(base.model, self.run.adapter, base_sha256=base.sha256)
         yield from prove(self.run, self.prepared, base, adapter, trained, self.expected, self.on_progress)
@@ -106,12 +109,14 @@ class Road:
     def _followed(self, state: TrainState, saver: Saver) -> Generator[Event, None, Trained | None]:
         prepared = self.prepared
         rows = prepared.train.rendered, prepared.test.rendered
+        pace = Pace(prepared.settings, prepared.plan, self.expected)
         for event in train(self.base, state, prepared.settings, prepared.plan, *rows, self.ranks):
             is_saving = isinstance(event, SaveDue)
             if is_saving:
                 yield from self._saved(state, saver)
             else:
                 yield event
+            yield from pace.after(event)
             if isinstance(event, Trained):
                 return event
             # The same answer in all processes, whichever was asked to end.

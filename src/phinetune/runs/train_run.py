@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from phinetune.base.events import (
 from phinetune.base.files import require_free_space
 from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter, attach
+from phinetune.models.catalog import find_model
 from phinetune.models.device import choose
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_on, read_beginning, with_shape
 from phinetune.runs.folder import checked_run_path, create_run
-from phinetune.runs.following import common_facts, settings_told, shape_told, take_part
+from phinetune.runs.following import batches_told, common_facts, settings_told, shape_told, take_part
+from phinetune.runs.forecast import Forecaster, refuse_base_too_large
 from phinetune.runs.prepare import lora_settings, prepare
 from phinetune.runs.processes import Processes, launched_place
 from phinetune.runs.project import SETTINGS_FILE
@@ -40,7 +43,6 @@ from phinetune.runs.sinks.reporting import Reporter, require_installed
 from phinetune.runs.stopping import StopRequest
 from phinetune.text.render import Renderer
 from phinetune.training.checkpoint import checkpoint_bytes
-from phinetune.training.forecast import forecast
 from phinetune.training.lora_yaml import read_settings
 from phinetune.training.settings import TrainingSettings
 
@@ -118,6 +120,8 @@ def _lead(
     prepared = prepare(project, settings)
     yield Stage(name="load", detail=settings.model)
     compute = choose(settings.device, settings.dtype)
+    if not processes.is_sharded:
+        refuse_base_too_large(find_model(settings.model, root=project), compute, processes.num_here)
     ranks = processes.begin(compute.device.type, settings_told(settings, compute))
     base = load_base(
         settings.model,
@@ -135,14 +139,17 @@ def _lead(
     else:
         adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
     ranks.from_first(shape_told(adapter))
-    expected = forecast(base, adapter, settings, prepared.plan, prepared.train.rendered, ranks)
+    forecaster = Forecaster(base, adapter, prepared, ranks, num_here=processes.num_here)
+    # A run that goes on keeps its batches: another split of an update would round differently.
+    batches = found.record.get("batches", {}) if found else forecaster.resolved()
+    prepared = replace(prepared, settings=settings.model_copy(update=batches))
+    expected = forecaster.refuse_too_large(prepared.settings)
+    ranks.from_first(batches_told(batches))
     if not found:
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
+    values = plan_values(prepared.plan, expected, adapter, base, batches, num_processes=ranks.size)
     planned = Planned(
-        plan={
-            **plan_values(prepared.plan, expected, adapter, base, num_processes=ranks.size),
-            **({"from_adapter": str(beginning.folder)} if beginning else {}),
-        }
+        plan={**values, **({"from_adapter": str(beginning.folder)} if beginning else {})},
     )
     yield planned
 
@@ -155,6 +162,7 @@ def _lead(
             "started": time.time(),
             "overrides": overrides,
             "settings": settings.model_dump(mode="json"),
+            "batches": batches,
             "base": base_values(base),
             "data": data_values(prepared.files, (prepared.plan.train, prepared.plan.test)),
             "lineage": list(beginning.lineage) if beginning else [],

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from phinetune.base.errors import DataError
 from phinetune.data.conversation import Message
@@ -30,13 +31,30 @@ class JinjaTemplate:
 
     name = "jinja"
 
-    def __init__(self, source: str, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, source: str, tokenizer: TextTokenizer, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        """`variables` are further ones that the template reads, beside the messages."""
         self._tokenizer = tokenizer
-        self._render = compile_template(source, tokenizer.special)
         self._nonce = _unused_nonce(source)
+        self._render = compile_template(source, tokenizer.special, variables)
+        if not self._shows_content():
+            plain, self._render = (
+                self._render,
+                compile_template(source, tokenizer.special, variables, has_typed_content=True),
+            )
+            if not self._shows_content():
+                self._render = plain
         self._mark = re.compile(f"\ue000{self._nonce}:(\\d+)\ue001")
         self._marked: Callable[[_Outline, bool], str] = lru_cache(maxsize=512)(self._render_marked)
         self.stop_surfaces = self._find_stop_surfaces()
+
+    def _shows_content(self) -> bool:
+        """Whether a user's text comes through; some templates want contents in parts of a type."""
+        try:
+            return self._mark_of(0) in self._render([("user", self._mark_of(0))], True)
+        except DataError:
+            return False
 
     def text(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """What the template writes for these messages. Raises DataError when it refuses them."""

@@ -61,9 +61,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def compile_template(source: str, special: Mapping[str, str]) -> Callable[[Dialogue, bool], str]:
+def compile_template(
+    source: str,
+    special: Mapping[str, str],
+    variables: Mapping[str, Any] | None = None,
+    *,
+    has_typed_content: bool = False,
+) -> Callable[[Dialogue, bool], str]:
     """A function from (role, content) pairs and "with a generation prompt?" to the chat's text.
 
+    `variables` are further ones that the template reads. With `has_typed_content` it gets each content as
+    a list with one part of type text, as templates of models that also see pictures want it.
     Raises ModelError for a template that cannot be read; the function raises DataError for a chat that the
     template refuses or fails on.
     """
@@ -84,13 +92,17 @@ def compile_template(source: str, special: Mapping[str, str]) -> Callable[[Dialo
         ) from error
 
     def render(dialogue: Dialogue, generation_prompt: bool) -> str:
-        messages = [{"role": role, "content": content} for role, content in dialogue]
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": content}] if has_typed_content else content}
+            for role, content in dialogue
+        ]
         limit = MAX_GROWTH_CHARS + 8 * sum(len(content) for _, content in dialogue)
         parts: list[str] = []
         size = 0
         try:
             for part in template.generate(
                 **special,
+                **(variables or {}),
                 messages=messages,
                 tools=None,
                 documents=None,

@@ -120,6 +120,10 @@ class Ranks:
         """Whether it is so on any rank; the same answer on all."""
         return bool(self.highest(int(is_so)))
 
+    def agreed(self, is_so: bool) -> bool:
+        """Whether a measurement is to stop here: of a divided base all ranks stop together."""
+        return self.any(is_so) if self.is_sharded else is_so
+
     @contextlib.contextmanager
     def full_together(self) -> Iterator[None]:
         """When one rank's device memory is full within the block, all raise `OutOfMemoryError` at its end.

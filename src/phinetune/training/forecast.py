@@ -1,13 +1,14 @@
-"""Forecast a run's time, by timing a short piece of the real work, and its peak memory, by counting.
+"""Forecast a training: its time, by timing a short piece of the real work, and its memory, by counting.
 
-Leaves weights, gradients and random numbers as they were. Knows nothing of files.
+Leaves weights, gradients and random numbers as they were. Knows nothing of files, or of the comparison
+that follows.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -15,112 +16,201 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.memory import StepShape, forecast_bytes
+from phinetune.models.memory import Costs, StepShape, held_bytes, release_unused, saved_bytes
+from phinetune.models.timing import LONG_PROBE_S, NUM_TIMED, seconds_of
 from phinetune.text.render import Rendered
 from phinetune.training.distributed import ALONE, Ranks
-from phinetune.training.packing import Rows, batches, epoch_sequences
+from phinetune.training.optimizers import NUM_MOMENTS
+from phinetune.training.packing import Rows, Sampling, batches, epoch_sequences, file_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.step import pieces
 
 PROBE_TOKENS = 1024
-LONG_PROBE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Training with its evaluations: seconds, and the most memory held."""
+    """A run from its first step to its proof.
+
+    `seconds` is training with its evaluations; `peak_memory_bytes` the most held in the whole run, by the
+    process on a CPU, by the allocator on a GPU. `memory` names its parts.
+    """
 
     seconds: float
-    peak_memory_bytes: int
+    comparison_seconds: float
     tokens_per_second: float
+    peak_memory_bytes: int
+    available_bytes: int
+    memory: Mapping[str, int]
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds + self.comparison_seconds
 
 
-def forecast(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What a short piece of the work took: seconds per token, and what was held right after it."""
+
+    train_s: float
+    test_s: float
+    costs: Costs
+    held_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBytes:
+    """The most that each part of a training holds beside what was held before it."""
+
+    kept: float
+    step: float
+    evaluation: float
+    saving: float
+
+    @property
+    def most(self) -> float:
+        return self.kept + max(self.step, self.evaluation, self.saving)
+
+
+def probe(
     base: Base,
     adapter: Adapter,
     settings: TrainingSettings,
+    sequences: Sequence[Rows],
+    rows: Sequence[Rendered],
+    ranks: Ranks = ALONE,
+) -> Probe:
+    """Time a piece of up to `PROBE_TOKENS` tokens, and measure what a token holds until its backward pass.
+
+    The `ranks` of a divided base must all call this; each measures its own part.
+    """
+    batch = _probe_batches(sequences, rows, PROBE_TOKENS // 4, base.device)[0]
+    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
+        was_training = base.model.training
+        base.model.train()
+        saved = saved_bytes(base, lambda: trained_token_loss(base, batch))
+        base.model.train(was_training)
+    costs = Costs.of(
+        base,
+        0.0,
+        num_adapter_parameters=adapter.num_parameters,
+        num_moments=NUM_MOMENTS[settings.optimizer],
+    )
+    costs = replace(costs, saved_per_token=saved / costs.filled(batch.num_tokens))
+    train_s, test_s = _seconds_per_token(base, adapter, sequences, rows, ranks)
+    release_unused()
+    return Probe(train_s=train_s, test_s=test_s, costs=costs, held_bytes=held_bytes(base.device))
+
+
+def probed_sequences(settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]) -> list[Rows]:
+    """The sequences of the first epoch, as training will see them."""
+    return epoch_sequences(plan.rows, [row.num_tokens for row in rows], train_sampling(settings), 0)
+
+
+def training_seconds(probe: Probe, settings: TrainingSettings, plan: Plan, num_ranks: int = 1) -> float:
+    """All steps and all evaluations, divided among so many processes."""
+    tokens_per_step = plan.train.num_tokens / plan.steps_per_epoch
+    steps_s = plan.num_steps * tokens_per_step * probe.train_s
+    evaluations_s = num_evaluations(settings, plan) * plan.test.num_tokens * probe.test_s
+    return (steps_s + evaluations_s) / num_ranks
+
+
+def num_evaluations(settings: TrainingSettings, plan: Plan) -> int:
+    """How often the test loss is measured, the base's included."""
+    return len(plan.evaluation_steps) + (settings.evaluation_strategy != "no")
+
+
+def training_bytes(
+    costs: Costs,
+    settings: TrainingSettings,
     plan: Plan,
     train_rows: Sequence[Rendered],
-    ranks: Ranks = ALONE,
-) -> Forecast:
-    """Time a piece of up to `PROBE_TOKENS` tokens; count the memory of the largest piece.
-
-    With several `ranks` the time is of all together, the memory of one. Those of a divided base must
-    all call this.
-    """
-    lengths = [row.num_tokens for row in train_rows]
-    sequences = epoch_sequences(plan.rows, lengths, train_sampling(settings), 0)
-    train_seconds, test_seconds = _seconds_per_token(base, adapter, sequences, train_rows, ranks)
-    tokens_per_step = plan.train.num_tokens / plan.steps_per_epoch
-    num_evaluations = len(plan.evaluation_steps) + (settings.evaluation_strategy != "no")
-    train_tokens, test_tokens = plan.num_steps * tokens_per_step, num_evaluations * plan.test.num_tokens
-    return Forecast(
-        seconds=(train_tokens * train_seconds + test_tokens * test_seconds) / ranks.size,
-        peak_memory_bytes=forecast_bytes(
-            base, adapter.num_parameters, _largest_piece(base, settings, sequences, train_rows)
-        ),
-        tokens_per_second=ranks.size / train_seconds,
+    test_rows: Sequence[Rendered],
+) -> TrainingBytes:
+    """Count the largest piece of a step and of an evaluation under these settings."""
+    groups = batches(probed_sequences(settings, plan, train_rows), settings.effective_batch_size)
+    test_sampling = Sampling(
+        seqlen=settings.finetune_test_seqlen,
+        max_sequences=settings.finetune_test_nsamples,
+        is_packed=not settings.varied_seqlen,
+        seed=settings.seed,
     )
+    tested = [row for sequence in plan.test_sequences for row in sequence]
+    test_sequences = file_sequences(tested, [row.num_tokens for row in test_rows], test_sampling)
+    is_checkpointed = settings.gradient_checkpointing
+    step = _shapes(groups, train_rows, settings.train_batch_size, costs.is_cpu)
+    test = _shapes([test_sequences], test_rows, settings.test_batch_size, costs.is_cpu)
+    return TrainingBytes(
+        kept=costs.kept(),
+        step=max(costs.step(shape, is_checkpointed=is_checkpointed) for shape in step),
+        evaluation=max(costs.evaluation(shape) for shape in test),
+        saving=costs.saving(),
+    )
+
+
+def _shapes(
+    groups: Iterator[list[Rows]] | list[list[Rows]], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
+) -> set[StepShape]:
+    """The pieces that occur; few of them differ."""
+    return {
+        StepShape(
+            num_tokens=sum(rows[row].num_tokens for row in piece),
+            num_trained_tokens=sum(rows[row].num_trained for row in piece),
+            longest_segment=max(rows[row].num_tokens for row in piece),
+        )
+        for group in groups
+        for piece in pieces(group, rows, batch_size, is_cpu)
+    }
+
+
+def _probe_batches(
+    sequences: Sequence[Rows], rows: Sequence[Rendered], most_tokens: int, device: torch.device
+) -> list[PackedBatch]:
+    """The first rows in batches of up to `most_tokens` tokens: the probe's set-up, and what is timed."""
+    found: list[list[Rendered]] = [[]]
+    for row in (rows[row] for sequence in sequences for row in sequence):
+        if found[-1] and sum(r.num_tokens for r in found[-1]) + row.num_tokens > most_tokens:
+            if len(found) == 1 + NUM_TIMED:
+                break
+            found.append([])
+        found[-1].append(row)
+    return [PackedBatch.lay(batch, device) for batch in found]
 
 
 def _seconds_per_token(
     base: Base, adapter: Adapter, sequences: Sequence[Rows], rows: Sequence[Rendered], ranks: Ranks
 ) -> tuple[float, float]:
     """Seconds per token of forward and backward, and of evaluation."""
-    chosen: list[Rendered] = []
-    for row in (row for sequence in sequences for row in sequence):
-        if chosen and sum(r.num_tokens for r in chosen) + rows[row].num_tokens > PROBE_TOKENS:
-            break
-        chosen.append(rows[row])
-    batch = PackedBatch.lay(chosen, base.device)
+    found = _probe_batches(sequences, rows, PROBE_TOKENS, base.device)
 
-    def trained() -> None:
+    def trained(batch: PackedBatch) -> None:
         loss, _ = trained_token_loss(base, batch)
         loss.backward()
 
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         was_training = base.model.training
         base.model.train()
-        train_s = _timed(trained, base.device, ranks)
+        train_s = _timed(trained, found, base.device, ranks)
         base.model.eval()
-        test_s = _timed(lambda: token_scores(base, batch), base.device, ranks)
+        test_s = _timed(lambda batch: token_scores(base, batch), found, base.device, ranks)
         base.model.train(was_training)
     for parameter in adapter.parameters():
         parameter.grad = None
-    return train_s / batch.num_tokens, test_s / batch.num_tokens
+    return train_s, test_s
 
 
-def _timed(work: object, device: torch.device, ranks: Ranks) -> float:
-    """Seconds of the second call, as the first pays for set-up; of the first when that is long."""
-    assert callable(work)
-    seconds = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
-        is_long = seconds > LONG_PROBE_S
-        if ranks.any(is_long) if ranks.is_sharded else is_long:
+def _timed(
+    work: Callable[[PackedBatch], object], found: Sequence[PackedBatch], device: torch.device, ranks: Ranks
+) -> float:
+    """Seconds per token over different batches, as a CPU prepares for new shapes again and again.
+
+    The first pays for set-up and counts only when it is alone or long.
+    """
+    took = []
+    for batch in found:
+        took.append((seconds_of(partial(work, batch), device), batch.num_tokens))
+        if ranks.agreed(took[-1][0] > LONG_PROBE_S):
             break
-    return seconds
-
-
-def _largest_piece(
-    base: Base, settings: TrainingSettings, sequences: Sequence[Rows], rows: Sequence[Rendered]
-) -> StepShape:
-    is_cpu = base.device.type == "cpu"
-    found = [
-        [rows[row] for row in piece]
-        for group in batches(sequences, settings.effective_batch_size)
-        for piece in pieces(group, rows, settings.finetune_train_batch_size, is_cpu)
-    ]
-    largest = max(found, key=lambda piece: sum(row.num_tokens for row in piece))
-    return StepShape(
-        num_tokens=sum(row.num_tokens for row in largest),
-        num_trained_tokens=sum(row.num_trained for row in largest),
-        longest_segment=max(row.num_tokens for row in largest),
-        has_dropout=settings.lora_dropout > 0,
-        is_checkpointed=settings.gradient_checkpointing,
-    )
+    counted = took[1:] or took
+    return sum(seconds for seconds, _ in counted) / sum(num_tokens for _, num_tokens in counted)

@@ -197,7 +197,7 @@ def _halved(
         what=f"the device's memory was full at step {state.step + 1}: {most} examples at once were too many; "
         f"from here at most {-(-most // 2)}, in the same updates",
         propose="finetune_train_batch_size: "
-        f"{max(1, settings.finetune_train_batch_size >> state.num_halvings)}, with more "
+        f"{max(1, settings.train_batch_size >> state.num_halvings)}, with more "
         "gradient_accumulation_steps",
     )
 

@@ -14,6 +14,9 @@ from phinetune.training.settings import OptimizerName, TrainingSettings
 
 Groups = list[dict[str, Any]]
 
+# Numbers that an optimizer keeps of every weight; Adafactor's are one per row and column.
+NUM_MOMENTS: dict[OptimizerName, int] = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "lion": 1}
+
 
 def make_optimizer(adapter: Adapter, settings: TrainingSettings) -> Optimizer:
     """The optimizer that `settings.optimizer` names; all it keeps of a weight are tensors.

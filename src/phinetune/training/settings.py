@@ -16,6 +16,7 @@ SchedulerType = Literal["linear", "linear_with_warmup", "cosine", "cosine_with_w
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion"]
 SinkName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 PositiveInt = Annotated[int, Field(ge=1)]
+BatchSize = PositiveInt | Literal["auto"]
 
 
 def _in(group: str, default: Any, meaning: str, **limits: Any) -> Any:
@@ -49,8 +50,15 @@ class TrainingSettings(BaseModel):
     finetune_test_nsamples: int = _in(
         "data", 128, "Most test samples: packed sequences, or examples if varied_seqlen.", ge=1
     )
-    finetune_train_batch_size: int = _in("data", 4, "Sequences per training step and accumulation.", ge=1)
-    finetune_test_batch_size: int = _in("data", 8, "Sequences per evaluation batch.", ge=1)
+    finetune_train_batch_size: BatchSize = _in(
+        "data",
+        4,
+        "Sequences per training step and accumulation. auto: as many as memory holds of the same update of "
+        "4 x gradient_accumulation_steps sequences.",
+    )
+    finetune_test_batch_size: BatchSize = _in(
+        "data", 8, "Sequences per evaluation batch. auto: as many as memory holds."
+    )
     finetune_train_seqlen: int = _in(
         "data", 2048, "Most tokens per training sequence; for longer examples see overlong.", ge=8
     )
@@ -189,9 +197,19 @@ class TrainingSettings(BaseModel):
         return self
 
     @property
+    def train_batch_size(self) -> int:
+        """Sequences per forward and backward pass; the default while `auto` is not resolved."""
+        return _number(self, "finetune_train_batch_size")
+
+    @property
+    def test_batch_size(self) -> int:
+        """Sequences per evaluation batch; the default while `auto` is not resolved."""
+        return _number(self, "finetune_test_batch_size")
+
+    @property
     def effective_batch_size(self) -> int:
         """Sequences per optimizer step."""
-        return self.finetune_train_batch_size * self.gradient_accumulation_steps
+        return self.train_batch_size * self.gradient_accumulation_steps
 
     @property
     def scaling(self) -> float:
@@ -227,6 +245,11 @@ QUICKSTART: Mapping[str, Any] = {
     "lora_alpha": 64.0,
     "model": "demo",
 }
+
+
+def _number(settings: TrainingSettings, name: str) -> int:
+    value = getattr(settings, name)
+    return int(TrainingSettings.model_fields[name].default if value == "auto" else value)
 
 
 def group_of(name: str) -> str:

@@ -79,7 +79,7 @@ def _parts(
     num_halvings: int,
 ) -> Iterator[list[int]]:
     is_cpu = base.device.type == "cpu"
-    return halved(pieces(sequences, rows, settings.finetune_train_batch_size, is_cpu), num_halvings)
+    return halved(pieces(sequences, rows, settings.train_batch_size, is_cpu), num_halvings)
 
 
 def most_rows(

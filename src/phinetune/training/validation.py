@@ -46,7 +46,7 @@ def validate(
     waiting: list[torch.Tensor] = []
     totals = torch.zeros(3, dtype=torch.float64)
     is_cpu = base.device.type == "cpu"
-    parts = list(pieces(ranks.share(sequences, rows), rows, settings.finetune_test_batch_size, is_cpu))
+    parts = list(pieces(ranks.share(sequences, rows), rows, settings.test_batch_size, is_cpu))
     for piece, weight in ranks.passes(parts, filler=[sequences[0][0]]):
         scores = token_scores(base, PackedBatch.lay([rows[row] for row in piece], base.device))
         count = torch.tensor(float(len(scores.nll_N)), device=base.device)

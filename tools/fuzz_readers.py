@@ -74,7 +74,12 @@ def main() -> None:
         import phinetune.training.lora_yaml  # noqa: F401
     options.corpus.mkdir(parents=True, exist_ok=True)
     options.found.mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_total_time={options.seconds}", f"-timeout={options.hang_seconds}", "-rss_limit_mb=1024", "-max_len=4096"]
+    limits = [
+        f"-max_total_time={options.seconds}",
+        f"-timeout={options.hang_seconds}",
+        "-rss_limit_mb=1024",
+        "-max_len=4096",
+    ]
     place = f"-artifact_prefix={options.found}/"
     with tempfile.TemporaryDirectory() as folder:
         target = (fuzz_json if options.target == "json" else fuzz_yaml)(Path(folder))

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from phinetune.data.groups import Groups
+
 SHINGLE_CHARS = 5
 THRESHOLD = 0.8
 NUM_HASHES = 80
@@ -88,7 +90,7 @@ class NearIndex:
         self.close()
 
     def pairs(self, is_alive_R: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, int]]:
-        """Pairs (earlier, later) that are alike; enough of them to connect every group, not all of it.
+        """Pairs (earlier, later) that are alike: as many as connect every group, no more.
 
         `is_alive_R` leaves texts out. Beyond `MAX_COMPARED` doubtful pairs the estimate decides, right within
         0.1 of the threshold.
@@ -100,17 +102,19 @@ class NearIndex:
         low_bits_RK = np.concatenate(self._low_bits)
         guards_R = np.frombuffer(self._guards, dtype=_U64)
         shingles = lru_cache(maxsize=4096)(lambda number: _shingle_set(*self.text(number)))
-        num_compared = 0
+        groups, num_compared = Groups(len(self)), 0
         for places, other_places in _candidates(np.concatenate(self._whole)[numbers_R], guards_R[numbers_R]):
             ones, others = numbers_R[places], numbers_R[other_places]
             likeness = _estimated(low_bits_RK, ones, others)
-            for one, other, about in zip(ones.tolist(), others.tolist(), likeness.tolist(), strict=True):
-                if about < _HARDLY:
+            for index in np.nonzero(likeness >= _HARDLY)[0]:
+                one, other, about = int(ones[index]), int(others[index]), float(likeness[index])
+                if groups.first(one) == groups.first(other):
                     continue
                 if about < _SURELY and num_compared < MAX_COMPARED:
                     num_compared += 1
                     about = jaccard(shingles(one), shingles(other))
                 if about >= THRESHOLD:
+                    groups.join(one, other)
                     yield one, other
 
     def prompt_pairs(self) -> Iterator[tuple[int, int]]:
@@ -183,7 +187,6 @@ def _band_keys(hashes_RK: NDArray[Any], num_bands: int) -> NDArray[Any]:
 def _candidates(keys_RB: NDArray[Any], guards_R: NDArray[Any]) -> Iterator[Pairs]:
     """Pairs of one key and guard, band by band: each row with its neighbour and with the first of its key."""
     num_rows = len(keys_RB)
-    known = np.empty(0, dtype=np.int64)
     for band in range(keys_RB.shape[1]):
         keys_R = keys_RB[:, band].astype(_U64) ^ (guards_R * _U64(0x9E3779B97F4A7C15))
         order = np.argsort(keys_R, kind="stable")
@@ -193,9 +196,7 @@ def _candidates(keys_RB: NDArray[Any], guards_R: NDArray[Any]) -> Iterator[Pairs
         ones = np.concatenate([firsts[later], order[later - 1]])
         others = np.concatenate([order[later], order[later]])
         codes = np.unique(ones.astype(np.int64) * num_rows + others)
-        codes = codes[~np.isin(codes, known)] if len(known) else codes
         codes = codes[guards_R[codes // num_rows] == guards_R[codes % num_rows]]
-        known = np.concatenate([known, codes])
         for start in range(0, len(codes), 100_000):
             part = codes[start : start + 100_000]
             yield part // num_rows, part % num_rows

@@ -145,28 +145,25 @@ class DuplicateCheck:
 
     def finish(self) -> Iterator[Finding]:
         groups = Groups(len(self._index))
-        leaks: dict[int, int] = {}
         for one, other in self._index.pairs():
-            if self._lines[one] < 0 <= self._lines[other]:
-                leaks.setdefault(other, one)
-            elif self._lines[other] >= 0:
-                groups.join(one, other)
-        for number, test_number in sorted(leaks.items()):
-            source = Source(file=self._file, line=self._lines[number])
-            place = f"{self._test_file}:{-self._lines[test_number]}"
-            yield LEAK.finding(
-                source, f"nearly the row {place} of the test set", seen=self._index.text(number)[0]
-            )
+            groups.join(one, other)
         for first, *others in groups.all():
+            # Rows of a test set come first: a group that holds one begins with it.
+            is_leak = self._lines[first] < 0
             for number in others:
-                self.num_near += 1
-                source = Source(file=self._file, line=self._lines[number])
-                seen = "".join(self._index.text(number))
-                yield NEAR_DUPLICATE.finding(
-                    source, f"nearly the same row as line {self._lines[first]}", seen=seen
-                )
+                if self._lines[number] >= 0:
+                    yield self._alike(number, first, is_leak)
         yield from self._conflicts.finish(self._index, groups)
         self.close()
+
+    def _alike(self, number: int, first: int, is_leak: bool) -> Finding:
+        source = Source(file=self._file, line=self._lines[number])
+        seen = "".join(self._index.text(number))
+        if is_leak:
+            place = f"{self._test_file}:{-self._lines[first]}"
+            return LEAK.finding(source, f"nearly the row {place} of the test set", seen=seen)
+        self.num_near += 1
+        return NEAR_DUPLICATE.finding(source, f"nearly the same row as line {self._lines[first]}", seen=seen)
 
     def close(self) -> None:
         """Let the temporary file of the texts go."""

@@ -5,17 +5,14 @@ A file appears whole or not at all, and never over another one. Knows nothing of
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from phinetune.base.errors import DataError, SettingsError, UserError, nearest
-from phinetune.base.files import full_disk_said, sha256_file, write_atomically
+from phinetune.base.files import committed_file, sha256_file, write_atomically
 from phinetune.data.conversation import Conversation, Example, Message, PlainText, Source
 
 RECIPE_SUFFIX = ".recipe.json"
@@ -65,17 +62,8 @@ def write_file(path: Path, examples: Iterable[Example], form: str = "messages") 
     """Write examples to a file of the kind its name says; returns how many. See `writer_of` for the kinds."""
     refuse_existing(path)
     writer = writer_of(path, form)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that it can be put in place by one step.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with full_disk_said(path):
-            count = writer(temporary, examples)
-        with contextlib.suppress(FileNotFoundError):
-            path.hardlink_to(temporary)  # fails, unlike a rename, when somebody was faster
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    with committed_file(path) as temporary:
+        return writer(temporary, examples)
 
 
 Writer = Callable[[Path, Iterable[Example]], int]
@@ -248,8 +236,3 @@ def write_recipe(beside: Path, recipe: dict[str, Any]) -> Path:
     record = {**recipe, "output": source_record(beside)}
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
-
-
-def text_buffer() -> io.StringIO:
-    """A buffer that keeps line ends as they are."""
-    return io.StringIO(newline="")

@@ -172,9 +172,14 @@ def test_too_little_space_is_refused_with_both_numbers(tmp_path, monkeypatch):
 
 def test_a_committed_file_is_whole_or_absent(tmp_path):
     path = tmp_path / "new" / "rows.jsonl"
-    with pytest.raises(RuntimeError), committed_file(path) as temporary:
-        temporary.write_text("half", "utf-8")
-        raise RuntimeError
+
+    def fail_half_way():
+        with committed_file(path) as temporary:
+            temporary.write_text("half", "utf-8")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list(path.parent.iterdir()) == []
     with committed_file(path) as temporary:
         temporary.write_text("whole", "utf-8")

@@ -91,8 +91,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def committed_file(final: Path) -> Iterator[Path]:
     """A temporary path beside `final` that becomes `final` when the block ends without an error.
 
-    For files that are too large to be handed to `write_atomically`. Raises `SpaceError` when the disk is full;
-    `final` is then as it was.
+    For files too large to be handed to `write_atomically`. Raises `SpaceError` when the disk is full; `final`
+    is then as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")

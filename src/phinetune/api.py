@@ -5,6 +5,7 @@ Prints nothing. The command line and scripts use the same functions.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,17 +58,19 @@ def train(
     )
 
 
-def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:
+def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", force_base: bool = False) -> Model:
     """Load a run's model with its adapter, an adapter folder on its base, or a base model alone.
 
     `name` is a run folder, a PEFT directory, `demo`, a model folder or a Hugging Face name.
-    Raises `ModelError` or `AdapterError` naming what is missing.
+    Raises `ModelError` or `AdapterError` naming what is missing, and `IncompatibleLowRankAdapter` when the
+    base is not the one the adapter was trained on; `force_base` takes it where names and shapes fit, and
+    `Model.forced` says so.
 
         model = phinetune.load("my-project/runs/20261120-142233-k3f")
         print(model.chat("My parcel is late"))
     """
     from phinetune.generation.model import OWN, Model
-    from phinetune.lora.files import CONFIG_FILE, load_adapter
+    from phinetune.lora.files import CONFIG_FILE, base_difference, load_weights
     from phinetune.lora.forms import read_adapter
     from phinetune.models.loading import load_base
     from phinetune.text.render import load_renderer
@@ -84,30 +87,43 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mode
         str(name),
         base,
         load_renderer(base.folder),
-        attached=load_adapter(base.model, adapter_folder, base_sha256=base.sha256)
-        if adapter_folder and is_alone
+        attached=load_weights(
+            base.model,
+            weights,
+            where=str(adapter_folder),
+            base_sha256="" if force_base else base.sha256,
+        )
+        if weights and is_alone
         else None,
         system_prompt=settings.system_prompt if settings else None,
         data_system_prompt=_common_system_prompt(run) if run else None,
     )
     if weights and not is_alone:
-        model.load_adapter(OWN, weights)
+        model.load_adapter(OWN, weights, force_base=force_base)
+    elif weights and (forced := base_difference(weights, base.sha256)):
+        model.forced[OWN] = forced
     return model
 
 
 def evaluate(
-    run: str | Path, data: str | Path | None = None, *, on_progress: Progress | None = None
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    on_progress: Progress | None = None,
+    force_base: bool = False,
 ) -> Comparison:
     """Measure a run's base and adapter again, on its own test set or on another file.
 
     On its own test set the figures are those of the run. `on_progress(done, total)` counts examples.
-    Raises `UserError` when the test set is no longer the one of the run.
+    Raises `UserError` when the test set is no longer the one of the run. `force_base` is as in `load`; a
+    note of the comparison says so.
 
         comparison = phinetune.evaluate("my-project/runs/20261120-142233-k3f")
         print(comparison.adapter["exact_match"])
     """
     from phinetune.evaluation.compare import compare
-    from phinetune.lora.files import load_adapter
+    from phinetune.lora.files import base_difference, load_weights
+    from phinetune.lora.peft_format import read_peft
     from phinetune.models.loading import load_base
     from phinetune.text.render import load_renderer
 
@@ -117,9 +133,14 @@ def evaluate(
     base = load_base(
         settings.model, device_name=settings.device, dtype=settings.dtype, root=found.path.parent.parent
     )
-    return compare(
+    weights = read_peft(found.adapter)
+    forced = base_difference(weights, base.sha256) if force_base else ""
+    adapter = load_weights(
+        base.model, weights, where=str(found.adapter), base_sha256="" if force_base else base.sha256
+    )
+    comparison = compare(
         base,
-        load_adapter(base.model, found.adapter, base_sha256=base.sha256),
+        adapter,
         load_renderer(base.folder),
         examples,
         pieces=pieces,
@@ -130,6 +151,8 @@ def evaluate(
         loss_on=settings.loss_on,
         on_progress=on_progress,
     )
+    notes = (f"the adapter was forced on another base: {forced}",) if forced else ()
+    return dataclasses.replace(comparison, notes=(*notes, *comparison.notes))
 
 
 def _own_test_set(
@@ -198,12 +221,9 @@ def run_summary(run: RunFolder) -> Mapping[str, Any]:
 def _base_name(adapter_folder: Path) -> str:
     """The base that a PEFT directory names. Raises `AdapterError` when it names none."""
     from phinetune.lora.files import CONFIG_FILE
+    from phinetune.lora.peft_config import read_config
 
-    try:
-        config = json.loads((adapter_folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError:
-        config = {}
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    name = read_config(adapter_folder / CONFIG_FILE).get("base_model_name_or_path")
     if not name:
         raise AdapterError(
             "the adapter does not say which base it belongs to",

@@ -25,12 +25,13 @@ class EchoModel:
         self.system_prompt, self.data_system_prompt = system_prompt, None
         self.calls: list[tuple[list[tuple[str, str]], str]] = []
         self.temperatures: list[float] = []
+        self.forced: dict[str, str] = {}
 
     @property
     def has_own_adapter(self) -> bool:
         return "adapter" in self.adapters
 
-    def load_adapter(self, name: str, path: Path) -> None:
+    def load_adapter(self, name: str, path: Path, *, force_base: bool) -> None:
         if "bad" in name:
             raise AdapterError("this is no adapter", where=str(path))
         self.adapters.append(name)

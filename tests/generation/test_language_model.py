@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,27 @@ def test_an_adapter_of_another_base_is_told_before_the_first_token(tmp_path):
     assert result.status is Status.INCOMPATIBLE_LOW_RANK_ADAPTER
     assert result.text == ""
     assert result.extended_error
+
+
+def test_an_adapter_of_other_weights_answers_by_force_alone(tmp_path):
+    base = load_base("demo", device_name="cpu", dtype="float32")
+    foreign = replace(random_adapter(base.model, rank=4, seed=1), metadata={"base_sha256": "b" * 64})
+    write_adapter(foreign, tmp_path / "a.safetensors", "single")
+
+    async def work(model):
+        results = []
+        for force in (False, True):
+            made = LowRankAdapter.create_from_path(tmp_path / "a.safetensors", force_base=force)
+            options = LanguageModelOptions(low_rank_adapter=made.low_rank_adapter, **GREEDY)
+            results.append(await model.generate_response_async("Hello", options))
+        return results
+
+    refused, forced = run(work)
+    assert refused.status is Status.INCOMPATIBLE_LOW_RANK_ADAPTER
+    assert refused.text == ""
+    assert "bbbbbbbbbbbb" in refused.extended_error.why
+    assert forced.status is Status.COMPLETE
+    assert forced.text
 
 
 def test_a_file_that_is_no_adapter_gives_the_error_and_no_adapter(tmp_path):

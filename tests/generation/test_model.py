@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError
@@ -80,6 +82,25 @@ def test_a_stop_string_ends_the_text():
     stop = whole[8:11]
     assert model.chat("Tell me a story", max_new_tokens=40, stop=[stop]) == whole[: whole.index(stop)]
     assert model.engine.is_idle
+
+
+def test_an_adapter_of_other_weights_is_taken_by_force_alone_and_said(weights):
+    model = a_model()
+    foreign = replace(weights["b"], metadata={"base_sha256": "b" * 64})
+    with pytest.raises(IncompatibleLowRankAdapter, match="another base model"):
+        model.load_adapter("b", foreign)
+    assert model.adapters == []
+    model.load_adapter("b", foreign, force_base=True)
+    assert model.adapters == ["b"]
+    assert "bbbbbbbbbbbb" in model.forced["b"]
+    model.load_adapter("c", replace(foreign, metadata={"base_sha256": model.base.sha256}), force_base=True)
+    model.load_adapter("d", weights["b"], force_base=True)
+    assert list(model.forced) == ["b"], "nothing was overridden for the others"
+    with pytest.raises(IncompatibleLowRankAdapter):
+        model.load_adapter("x", random_adapter(tiny_base("llama").model, rank=2, seed=0), force_base=True)
+    assert "x" not in model.forced
+    answers = model.answers(PROMPTS, ["base", "b", "d"], max_new_tokens=8)
+    assert answers["b"] == answers["d"] != answers["base"]
 
 
 def test_names_that_are_taken_and_adapters_that_do_not_fit_are_refused(weights):

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from torch import nn
 
+import phinetune.lora as ours
 from phinetune.base.errors import AdapterError, UserError
 from phinetune.lora.forms import FORMS, Told, form_of, read_adapter, write_adapter
 from phinetune.lora.loralib_format import MergedParts, from_loralib
-from phinetune.lora.torch_archive import read_torch_archive
+from phinetune.lora.torch_archive import read_torch_archive, write_torch_archive
 from phinetune.lora.weights import described
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -85,8 +86,7 @@ def test_peft_reads_ranks_and_scales_of_single_layers_as_we_do(tmp_path, variant
         theirs = PeftModel.from_pretrained(tiny_model("phi3"), tmp_path / str(number)).eval()
         torch.testing.assert_close(logits(theirs), logits_with(weights), rtol=1e-6, atol=2e-5)
     config = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
-    assert config["alpha_pattern"] == {}
-    assert config["use_rslora"] is False
+    assert not {"alpha_pattern", "use_rslora"} & config.keys()
 
 
 @pytest.mark.parametrize("variant", VARIED)
@@ -101,9 +101,9 @@ def test_we_read_ranks_and_scales_of_single_layers_as_peft(tmp_path, variant):
     )
     theirs = get_peft_model(tiny_model("phi3"), config).eval()
     theirs.save_pretrained(tmp_path / "a")
-    ours = read_adapter(tmp_path / "a")
-    torch.testing.assert_close(logits_with(ours), logits(theirs), rtol=1e-6, atol=2e-5)
-    write_adapter(ours, tmp_path / "b", "peft")
+    found = read_adapter(tmp_path / "a")
+    torch.testing.assert_close(logits_with(found), logits(theirs), rtol=1e-6, atol=2e-5)
+    write_adapter(found, tmp_path / "b", "peft")
     files = [load_file(tmp_path / part / "adapter_model.safetensors") for part in "ab"]
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
@@ -121,23 +121,23 @@ def test_dora_comes_back_byte_for_byte_and_answers_as_in_peft(tmp_path):
             if "magnitude" in name:
                 parameter.mul_(1.3)
     theirs.save_pretrained(tmp_path / "a")
-    ours = read_adapter(tmp_path / "a")
-    assert ours.uses_dora
-    write_adapter(ours, tmp_path / "b", "peft")
+    found = read_adapter(tmp_path / "a")
+    assert found.uses_dora
+    write_adapter(found, tmp_path / "b", "peft")
     files = [load_file(tmp_path / part / "adapter_model.safetensors") for part in "ab"]
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
     with torch.no_grad():
-        for name, update in ours.updates.items():
+        for name, update in found.updates.items():
             weight = base.get_submodule(name).weight
             weight.copy_(update.merged_OI(weight))
     torch.testing.assert_close(logits(base), logits(theirs), rtol=1e-5, atol=2e-5)
     for form in ("loralib", "mlx"):
         with pytest.raises(AdapterError, match="DoRA"):
-            write_adapter(ours, tmp_path / NAMES[form], form)
+            write_adapter(found, tmp_path / NAMES[form], form)
         assert not (tmp_path / NAMES[form]).exists()
     with pytest.raises(AdapterError, match="cannot be attached"):
-        logits_with(ours)
+        logits_with(found)
 
 
 class Attention(nn.Module):
@@ -170,9 +170,72 @@ def test_loralibs_file_goes_to_peft_and_back_byte_for_byte(tmp_path, sizes):
     assert not loaded.unexpected_keys
 
 
+@pytest.mark.parametrize("sizes", ["24,8,8", "24,-8,8", "-24,8,8"])
+def test_unequal_parts_go_to_peft_and_back_byte_for_byte(tmp_path, sizes):
+    parts = MergedParts.from_text(sizes)
+    layer = ours.MergedLinear(
+        12, 40, r=2, lora_alpha=6, enable_lora=parts.enable_lora, out_splits=parts.out_splits
+    )
+    model = stirred(nn.ModuleDict({"qkv": layer}))
+    told = Told(alpha=6.0, merged={"qkv": parts})
+    write_torch_archive(tmp_path / "a.pt", ours.lora_state_dict(model))
+    write_adapter(read_adapter(tmp_path / "a.pt", told), tmp_path / "peft", "peft")
+    middle = read_adapter(tmp_path / "peft")
+    torch.testing.assert_close(middle.updates["qkv"].delta_OI(), layer.delta(), rtol=1e-6, atol=1e-6)
+    assert write_adapter(middle, tmp_path / "back.pt", "loralib", told) == "lora_alpha=6"
+    first, again = (read_torch_archive(tmp_path / name) for name in ("a.pt", "back.pt"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_type_of_the_numbers_is_kept(tmp_path, form, kind):
+    weights = made_up("phi3")
+    updates = {n: replace(u, a_RI=u.a_RI.to(kind), b_OR=u.b_OR.to(kind)) for n, u in weights.updates.items()}
+    write_adapter(replace(weights, updates=updates), tmp_path / NAMES[form], form)
+    back = read_adapter(tmp_path / NAMES[form], TOLD)
+    assert same_tensors(replace(weights, updates=updates), back)
+
+
+def test_an_mlx_folder_means_what_mlx_computes_with_it(tmp_path):
+    """MLX-LM: y = x Wᵀ + scale · (x lora_a) lora_b, with lora_a (in, rank) and lora_b (rank, out)."""
+    weights = made_up("phi3", rank=4, alpha=6.0, rank_pattern={"o_proj": 2}, alpha_pattern={"o_proj": 5.0})
+    write_adapter(weights, tmp_path / "mlx", "mlx")
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    parameters = config["lora_parameters"]
+    assert config["fine_tune_type"] == "lora"
+    assert parameters["rank"] == 4
+    model = tiny_model("phi3")
+    with torch.no_grad():
+        for path in {key.rpartition(".")[0] for key in tensors}:
+            assert path.split("layers.")[1].split(".", 1)[1] in parameters["keys"]
+            a_IR, b_RO = tensors[f"{path}.lora_a"], tensors[f"{path}.lora_b"]
+            assert a_IR.shape[1] == b_RO.shape[0] == parameters["rank"]
+            model.get_submodule(path).weight += parameters["scale"] * (a_IR @ b_RO).T
+    torch.testing.assert_close(logits(model), logits_with(weights), rtol=1e-5, atol=2e-5)
+
+
 def test_loralibs_file_as_safetensors_is_read_too(tmp_path):
     save_file({"fc.lora_A": torch.ones(2, 3), "fc.lora_B": torch.ones(4, 2)}, tmp_path / "x.safetensors")
     assert read_adapter(tmp_path / "x.safetensors", Told(alpha=4.0)).updates["fc"].scaling == 2.0
+
+
+def test_loralibs_names_are_written_without_a_pickle_where_the_name_says_so(tmp_path):
+    weights = made_up("phi3")
+    assert write_adapter(weights, tmp_path / "x.safetensors", "loralib") == "lora_alpha=8"
+    assert form_of(tmp_path / "x.safetensors") == "loralib"
+    assert same_tensors(read_adapter(tmp_path / "x.safetensors", TOLD), weights)
+    write_adapter(weights, tmp_path / "x.pt", "loralib")
+    assert load_file(tmp_path / "x.safetensors").keys() == read_torch_archive(tmp_path / "x.pt").keys()
+
+
+def test_a_single_file_is_named_so_that_it_is_known_again(tmp_path):
+    with pytest.raises(UserError, match="not be known by this name") as caught:
+        write_adapter(made_up("phi3"), tmp_path / "adapter", "single")
+    assert caught.value.do.endswith("adapter.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_loralib_does_not_say_must_be_told(tmp_path):
@@ -189,14 +252,29 @@ def test_what_loralib_does_not_say_must_be_told(tmp_path):
         read_adapter(tmp_path / "b.pt", Told(alpha=6.0))
 
 
-def test_a_shared_a_cannot_be_written_as_separate_parts(tmp_path):
-    weights = made_up("phi3", targets=("qkv_proj",))
+@pytest.mark.parametrize("rank", [4, 6])
+def test_parts_that_share_one_a_are_written_with_it_once_for_each(tmp_path, rank):
+    weights = made_up("phi3", rank=rank, alpha=8.0, targets=("qkv_proj",))
     told = Told(merged={"qkv_proj": MergedParts.from_text("32,32,32")})
-    with pytest.raises(AdapterError, match=r"cannot have the parts|not made of separate parts"):
-        write_adapter(weights, tmp_path / "x.pt", "loralib", told)
-    with pytest.raises(AdapterError, match="not made of separate parts"):
-        write_adapter(made_up("phi3", rank=6, targets=("qkv_proj",)), tmp_path / "x.pt", "loralib", told)
-    assert not (tmp_path / "x.pt").exists()
+    assert write_adapter(weights, tmp_path / "x.pt", "loralib", told) == "lora_alpha=8"
+    tensors = read_torch_archive(tmp_path / "x.pt")
+    for name, update in weights.updates.items():
+        layer = loralib.MergedLinear(32, 96, r=rank, lora_alpha=8, enable_lora=[True] * 3, bias=False)
+        layer.load_state_dict(
+            {part: tensors[f"{name}.{part}"] for part in ("lora_A", "lora_B")}, strict=False
+        )
+        layer.weight.data.zero_()
+        layer.eval()
+        torch.testing.assert_close(layer.weight.data, update.delta_OI(), rtol=1e-6, atol=1e-7)
+
+
+def test_parts_that_do_not_belong_to_the_layer_are_refused(tmp_path):
+    weights = made_up("phi3", targets=("qkv_proj",))
+    for sizes, match in (("32,32,16", "cannot have the parts"), ("32,-32,32", "told to have none")):
+        told = Told(merged={"qkv_proj": MergedParts.from_text(sizes)})
+        with pytest.raises(AdapterError, match=match):
+            write_adapter(weights, tmp_path / "x.pt", "loralib", told)
+        assert not (tmp_path / "x.pt").exists()
 
 
 def mlx_config(path, **changes):

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_up_adapters import made_up, same_tensors
+from made_up_adapters import logits, made_up, same_tensors
 from peft import LoraConfig, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from tiny_models import tiny_model
 
 from phinetune.base.errors import AdapterError
 from phinetune.lora.combining import concatenated, linear, reranked
+from phinetune.lora.files import load_weights
 from phinetune.lora.fusing import fuse, split
 from phinetune.lora.peft_format import peft_tensors
 from phinetune.lora.weights import last
@@ -60,6 +61,52 @@ def test_split_is_the_same_update_and_fuses_into_the_very_same_tensors():
     for name, delta in fused_deltas(separate).items():
         torch.testing.assert_close(delta, fused.updates[name].delta_OI(), rtol=0, atol=1e-7)
     assert same_tensors(fuse(separate, SIZES, where="x"), fused)
+
+
+def separate_twin(fused_model):
+    """The Llama that computes what a tiny Phi-3 of grouped heads computes, with separate projections."""
+    weights = {}
+    for key, value in fused_model.state_dict().items():
+        name = next((fused for fused in SIZES if fused in key), "")
+        parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+        blocks = value.split(SIZES[name]) if name else [value]
+        for part, block in zip(parts.get(name, [""]), blocks, strict=True):
+            weights[key.replace(name, part)] = block
+    twin = tiny_model("llama", rms_norm_eps=fused_model.config.rms_norm_eps)
+    twin.load_state_dict(weights)
+    return twin
+
+
+def answers(model, weights):
+    load_weights(model, weights, where="a test")
+    return logits(model)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "alpha_pattern": {"qkv_proj": 3.0}}])
+def test_fused_and_split_adapters_give_the_same_logits_on_twin_models(options):
+    fused_base = tiny_model("phi3", num_key_value_heads=2)
+    plain = logits(fused_base)
+    torch.testing.assert_close(logits(separate_twin(fused_base)), plain, rtol=1e-5, atol=1e-5)
+    fused = made_up("phi3", num_key_value_heads=2, **options)
+    expected = answers(tiny_model("phi3", num_key_value_heads=2), fused)
+    assert (expected - plain).abs().max() > 1e-2
+    separate = split(fused, SIZES, where="x")
+    torch.testing.assert_close(answers(separate_twin(fused_base), separate), expected, rtol=1e-5, atol=1e-5)
+    again = answers(tiny_model("phi3", num_key_value_heads=2), fuse(separate, SIZES, where="x"))
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha_pattern": {"v_proj": 3.0}, "rank_pattern": {"q_proj": 7}}])
+def test_an_adapter_of_separate_projections_answers_the_same_when_fused_and_folded(options):
+    fused_base = tiny_model("phi3", num_key_value_heads=2)
+    separate = made_up("llama", **options)
+    expected = answers(separate_twin(fused_base), separate)
+    assert (expected - logits(fused_base)).abs().max() > 1e-2
+    fused = fuse(separate, SIZES, where="x").folded()
+    assert not fused.settings.alpha_pattern, "the scale is in B"
+    torch.testing.assert_close(
+        answers(tiny_model("phi3", num_key_value_heads=2), fused), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_parts_without_an_update_and_parts_of_other_scale_are_fused():
@@ -131,11 +178,23 @@ def peft_combined(adapters, factors, method, **options):
     }
 
 
+@pytest.mark.parametrize("factors", [[0.7, 0.4], [1.0, -0.5], [-2.0, -0.1]])
 @pytest.mark.parametrize(("method", "ours"), [("cat", concatenated), ("linear", linear)])
-def test_adapters_are_added_as_peft_adds_them(method, ours):
+def test_adapters_are_added_as_peft_adds_them(method, ours, factors):
     adapters = [made_up("phi3", targets=("qkv_proj", "o_proj"), seed=seed) for seed in (0, 1)]
-    expected = peft_combined(adapters, [0.7, 0.4], method)
-    found = deltas(ours(adapters, [0.7, 0.4]))
+    expected = peft_combined(adapters, factors, method)
+    found = deltas(ours(adapters, factors))
+    assert found.keys() == expected.keys()
+    for name, delta in found.items():
+        torch.testing.assert_close(delta, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factors", [[0.7, 0.4], [1.0, -0.5]])
+@pytest.mark.parametrize("rank", [2, 4, 6])
+def test_a_sum_cut_to_a_rank_is_pefts_svd(rank, factors):
+    adapters = [made_up("phi3", targets=("qkv_proj", "o_proj"), seed=seed) for seed in (0, 1)]
+    expected = peft_combined(adapters, factors, "svd", svd_rank=rank)
+    found = deltas(reranked(concatenated(adapters, factors), rank)[0])
     assert found.keys() == expected.keys()
     for name, delta in found.items():
         torch.testing.assert_close(delta, expected[name], rtol=1e-5, atol=1e-6)
@@ -149,6 +208,17 @@ def test_concatenation_is_the_exact_sum_of_different_ranks_and_layers():
         if name in two.updates:
             expected = expected - 0.5 * two.updates[name].delta_OI()
         torch.testing.assert_close(update.delta_OI(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("add", [concatenated, linear])
+def test_a_sum_belongs_to_the_base_and_to_no_run(add):
+    nameless = replace(made_up("phi3"), metadata={"run_id": "a", "step": "3"}, base_name="")
+    other = replace(
+        made_up("phi3", seed=1), metadata={"base_sha256": "b" * 64, "run_id": "b", "lineage": "[]"}
+    )
+    total = add([nameless, other], [1.0, 1.0])
+    assert total.metadata == {"base_sha256": "b" * 64}
+    assert total.base_name == "the base"
 
 
 def test_a_cut_to_a_rank_is_the_best_there_is_and_says_what_it_loses():
@@ -171,8 +241,6 @@ def test_adapters_that_do_not_belong_together_are_refused():
     one, two = made_up("phi3"), made_up("phi3", rank=2)
     with pytest.raises(AdapterError, match="combined linearly"):
         linear([one, two], [1.0, 1.0])
-    with pytest.raises(AdapterError, match="combined linearly"):
-        linear([one, one], [1.0, -1.0])
     with pytest.raises(AdapterError, match="one factor"):
         concatenated([one, two], [1.0])
     with pytest.raises(AdapterError, match="different bases"):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import VOCAB, tiny_model
 
@@ -128,3 +128,38 @@ def test_weights_made_in_bfloat16_are_read(tmp_path):
     stored = load_file(tmp_path / "adapter_model.safetensors")
     name, weight = next(iter(adapter.named_parameters()))
     assert torch.equal(weight, stored[f"base_model.model.{name}.weight"].float())
+
+
+# The fields of LoraConfig in the versions named, read from their packages. PEFT until 0.5 ignores a key it
+# does not know, so that what it means is lost; later versions fail over it.
+PEFT_0_3 = {
+    "base_model_name_or_path", "peft_type", "task_type", "inference_mode", "r", "target_modules",
+    "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "modules_to_save", "init_lora_weights",
+}  # fmt: skip
+PEFT_0_5 = PEFT_0_3 | {"auto_mapping", "revision", "layers_to_transform", "layers_pattern"}
+PEFT_0_7 = PEFT_0_5 | {"rank_pattern", "alpha_pattern", "megatron_config", "megatron_core", "loftq_config"}
+PEFT_0_9 = PEFT_0_7 | {"use_rslora", "use_dora"}
+
+
+@pytest.mark.parametrize(
+    ("options", "readers"),
+    [
+        ({}, PEFT_0_3),
+        ({"rank_pattern": {"o_proj": 2}, "alpha_pattern": {"o_proj": 3.0}}, PEFT_0_7),
+        ({"use_rslora": True}, PEFT_0_9),
+    ],
+)
+def test_the_config_holds_no_key_that_old_readers_do_not_know_and_need_not(tmp_path, options, readers):
+    save_adapter(
+        attach(tiny_model("phi3"), LoraSettings(**options), seed=0), tmp_path, base_name="b", metadata={}
+    )
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config.keys() <= readers
+    assert config.keys() == PEFT_0_3 | options.keys()
+    assert isinstance(config["r"], int)
+    assert isinstance(config["lora_alpha"], int), "as PEFT declares it, where it is a whole number"
+    assert isinstance(config["target_modules"], list)
+    assert (
+        PeftConfig.from_pretrained(tmp_path).to_dict().items()
+        >= {key: value for key, value in config.items() if key != "target_modules"}.items()
+    )

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from made_up_adapters import logits, logits_with, made_up
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
-from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError
+from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, ModelError, UserError
 from phinetune.lora.fusing import fuse, split
 from phinetune.models.catalog import weights_sha256
 from phinetune.models.merged import check_fit, merge, model_type_of, part_sizes
@@ -44,6 +44,25 @@ def test_the_merged_model_answers_as_the_adapter(tmp_path, name):
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
     changes = {name: update.delta_OI().abs().max() for name, update in weights.updates.items()}
     assert max(report.weight_change.values()) == pytest.approx(float(max(changes.values())), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "says_transposed"), [("gpt2", False), ("llama", True)])
+def test_which_way_a_weight_lies_is_read_from_the_base_not_from_the_adapter(tmp_path, name, says_transposed):
+    targets = ("c_attn", "c_proj") if name == "gpt2" else ("q_proj", "k_proj")  # square ones among them
+    weights = free(made_up(name, targets=targets))
+    wrong = replace(weights, is_transposed=says_transposed)
+    report = merge(wrong, str(base_folder(tmp_path, name)), tmp_path / "merged", where="x")
+    assert report.logit_error < 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits_with(weights, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_of_an_unknown_architecture_is_refused(tmp_path):
+    base = base_folder(tmp_path, "phi3")
+    (base / "config.json").write_text('{"model_type": "made-up"}')
+    with pytest.raises(ModelError, match="architecture is not known"):
+        merge(free(made_up("phi3")), str(base), tmp_path / "merged", where="x")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_shards_are_merged_one_by_one_and_keep_their_index(tmp_path):
@@ -83,6 +102,59 @@ def test_what_was_merged_can_be_taken_out_again(tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "again"))
     for key, tensor in before.items():
         torch.testing.assert_close(after[key], tensor, rtol=0, atol=1e-6)
+
+
+def greatest(one, two):
+    files = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    return max(float((files[0][key].float() - files[1][key].float()).abs().max()) for key in files[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_taking_out_says_how_far_the_weights_are_from_the_bases(tmp_path, dtype):
+    base, merged = base_folder(tmp_path, "phi3", dtype), tmp_path / "merged"
+    weights = free(made_up("phi3"))
+    merge(weights, str(base), merged, where="x")
+    # Without the base at hand: a bound, which is near the truth.
+    report = merge(weights, str(merged), tmp_path / "bounded", where="x", subtract=True)
+    truth = greatest(base, tmp_path / "bounded")
+    assert not report.is_difference_measured
+    assert truth <= report.base_difference <= 8 * truth
+    # With the base at hand: measured.
+    named = replace(weights, base_name=str(base), metadata={"base_sha256": weights_sha256(base)})
+    report = merge(named, str(merged), tmp_path / "measured", where="x", subtract=True)
+    assert report.is_difference_measured
+    assert report.base_difference == pytest.approx(truth, rel=1e-6)
+    # An update that changes nothing goes and comes bit for bit.
+    still = {name: replace(u, b_OR=torch.zeros_like(u.b_OR)) for name, u in weights.updates.items()}
+    same = replace(named, updates=still)
+    merge(same, str(base), tmp_path / "same", where="x")
+    other = tmp_path / "moved"
+    (tmp_path / "same").rename(other)
+    save_file(load_file(other / "model.safetensors"), other / "model.safetensors", {"format": "pt", "a": "b"})
+    assert merge(same, str(other), tmp_path / "back", where="x", subtract=True).base_difference == 0.0
+
+
+def test_an_adapter_is_not_taken_out_of_its_own_base(tmp_path):
+    base = base_folder(tmp_path, "phi3")
+    weights = replace(made_up("phi3"), metadata={"base_sha256": weights_sha256(base)})
+    with pytest.raises(AdapterError, match="is not in this model"):
+        merge(weights, str(base), tmp_path / "out", where="x", subtract=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_base_is_taken_only_by_force_and_only_where_it_fits(tmp_path):
+    folder = str(base_folder(tmp_path, "phi3"))
+    with pytest.raises(IncompatibleLowRankAdapter, match="another base model") as caught:
+        check_fit(made_up("phi3"), folder, where="x")
+    assert "--force-base" in caught.value.do
+    assert "bbbbbbbbbbbb" in check_fit(made_up("phi3"), folder, where="x", force_base=True)
+    report = merge(made_up("phi3"), folder, tmp_path / "merged", where="x", force_base=True)
+    assert "bbbbbbbbbbbb" in report.forced
+    assert weights_sha256(tmp_path / "base")[:12] in report.forced
+    assert report.logit_error < 1e-4
+    with pytest.raises(IncompatibleLowRankAdapter, match="wrong shape"):
+        merge(made_up("phi4-mini"), folder, tmp_path / "other", where="x", force_base=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_dora_is_merged_by_its_own_arithmetic_but_not_taken_out(tmp_path):

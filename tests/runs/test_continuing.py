@@ -197,6 +197,16 @@ def test_where_there_is_no_adapter_it_is_said(project, place):
         continued(project, place=project / place)
 
 
+def test_weights_that_older_versions_of_peft_wrote_must_be_converted_first(project, tmp_path):
+    shutil.copytree(project / "runs" / "first" / "adapter", tmp_path / "old")
+    weights = tmp_path / "old" / "adapter_model.safetensors"
+    torch.save(load_file(weights), tmp_path / "old" / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(AdapterError, match="safetensors alone") as caught:
+        continued(project, place=tmp_path / "old")
+    assert "phinetune adapter convert" in caught.value.do
+
+
 def test_resuming_and_beginning_with_an_adapter_exclude_each_other(project):
     with pytest.raises(SettingsError, match="has its adapter already"):
         continued(project, resume=True)

@@ -10,10 +10,11 @@ from phinetune.lora.files import load_weights
 from phinetune.lora.weights import AdapterWeights, Update
 
 
-def made_up(name="phi3", *, rank=4, alpha=8.0, targets=None, seed=0, **settings):
+def made_up(name="phi3", *, rank=4, alpha=8.0, targets=None, seed=0, num_key_value_heads=None, **settings):
     """The weights of an adapter that changes every answer."""
+    changes = {"num_key_value_heads": num_key_value_heads} if num_key_value_heads else {}
     settings = LoraSettings(rank=rank, alpha=alpha, target_modules=targets, **settings)
-    adapter = attach(tiny_model(name), settings, seed=seed)
+    adapter = attach(tiny_model(name, **changes), settings, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     updates = {}
     for path, layer in adapter.layers.items():

@@ -8,8 +8,20 @@ from typing import Annotated
 
 import typer
 
+from phinetune.base.errors import IncompatibleLowRankAdapter, SettingsError
 from phinetune.cli import console
-from phinetune.cli.adapter_place import base_of, choice, form_named, is_here, laid_out, read
+from phinetune.cli.adapter_place import (
+    ForceBase,
+    alpha_told,
+    base_of,
+    choice,
+    forced_words,
+    form_named,
+    is_here,
+    laid_out,
+    read,
+    told_options,
+)
 
 adapter_app = typer.Typer(
     help="Look at adapters, convert, merge, add and check them.",
@@ -18,7 +30,7 @@ adapter_app = typer.Typer(
 )
 
 LAYOUTS = ("fused", "split")
-METHODS = ("cat", "linear")
+METHODS = ("cat", "linear", "svd")
 
 Place = Annotated[
     Path, typer.Argument(metavar="ADAPTER", help="Adapter folder or file, or run folder.", show_default=False)
@@ -38,20 +50,31 @@ Merged = Annotated[
         show_default=False,
     ),
 ]
+FanInFanOut = Annotated[
+    bool, typer.Option("--fan-in-fan-out", help="The loralib layers keep their weight as (in, out).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 
 
 @adapter_app.command()
-def show(place: Place, alpha: Alpha = None, merged: Merged = None, json: Json = False) -> None:
+def show(
+    place: Place,
+    alpha: Alpha = None,
+    merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
+    json: Json = False,
+) -> None:
     """Show what an adapter holds: layers, ranks, scales, parameters and which base it belongs to."""
     from phinetune.cli.adapter_view import adapter_record, show_adapter
 
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     if json:
         console.print_json(adapter_record(found.weights, found.form, found.path))
         return
     show_adapter(found.weights, found.form, found.path)
-    console.next_commands(f"phinetune adapter check {shlex.quote(str(place))}")
+    console.next_commands(
+        f"phinetune adapter check {shlex.quote(str(place))}{told_options(alpha, merged, fan_in_fan_out)}"
+    )
 
 
 @adapter_app.command()
@@ -73,6 +96,7 @@ def convert(
     base: BaseName = None,
     alpha: Alpha = None,
     merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
     json: Json = False,
 ) -> None:
     """Write an adapter in another form or layout; exact, but for --rank. Fusing folds as --fold."""
@@ -81,7 +105,7 @@ def convert(
 
     form = form_named(to)
     choice("--layout", layout, LAYOUTS)
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     weights, losses = found.weights, None
     if layout:
         weights = laid_out(weights, layout, base, str(place))
@@ -99,7 +123,8 @@ def convert(
         console.say(f"tell     whoever loads it: {told}")
     if loss is not None:
         console.say(f"lost     at most {loss:.2%} of the size of one layer's update")
-    console.next_commands(f"phinetune adapter check {shlex.quote(str(out))}")
+    options = told_options(alpha_told(told), merged, found.weights.is_transposed) if told else ""
+    console.next_commands(f"phinetune adapter check {shlex.quote(str(out))}{options}")
 
 
 @adapter_app.command()
@@ -110,18 +135,29 @@ def merge(
     subtract: Annotated[
         bool, typer.Option("--subtract", help="Take the adapter out of --base, a model it was merged into.")
     ] = False,
+    force_base: ForceBase = False,
     alpha: Alpha = None,
     merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
     json: Json = False,
 ) -> None:
     """Write the base with the adapter in its weights, and measure what that changed."""
     from phinetune.cli.adapter_view import merge_record, show_merge
     from phinetune.models.merged import merge as merge_into
 
-    found = read(place, alpha, merged)
+    if subtract and not base:
+        raise SettingsError(
+            "the model to take the adapter out of is not named",
+            where="--subtract",
+            why="the base that the adapter names does not have it in",
+            do="name the merged model: --base MODEL",
+        )
+    found = read(place, alpha, merged, fan_in_fan_out)
     name = base_of(found.weights, base, str(place))
     console.note(f"plan     {len(found.weights.updates)} layers of {name}, one shard at a time", style="dim")
-    report = merge_into(found.weights, name, out, where=str(place), subtract=subtract)
+    report = merge_into(found.weights, name, out, where=str(place), subtract=subtract, force_base=force_base)
+    if report.forced:
+        console.note(forced_words(report.forced), style="yellow")
     if json:
         console.print_json(merge_record(report))
         return
@@ -140,7 +176,11 @@ def add(
         typer.Option(help="One per adapter; 1 each when none is given.", show_default=False),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="cat: the exact sum, ranks add up. linear: A and B apart, keeps the rank.")
+        str,
+        typer.Option(
+            help="cat: the exact sum, ranks add up. svd: the sum cut to --rank, else to the "
+            "adapters' greatest. linear: A and B apart, keeps the rank."
+        ),
     ] = "cat",
     rank: Annotated[
         int | None, typer.Option(min=1, help="Cut the sum to this rank.", show_default=False)
@@ -151,9 +191,11 @@ def add(
     from phinetune.lora.forms import write_adapter
 
     choice("--method", method, METHODS)
-    adapters = [read(place, None, None).weights for place in places]
+    adapters = [read(place, None, None, False).weights for place in places]
     factors = factor or [1.0] * len(adapters)
-    total = (concatenated if method == "cat" else linear)(adapters, factors)
+    total = (linear if method == "linear" else concatenated)(adapters, factors)
+    if method == "svd" and not rank:
+        rank = max(update.rank for weights in adapters for update in weights.updates.values())
     if rank:
         total, losses = reranked(total, rank)
         console.note(f"lost     at most {max(losses.values()):.2%} of the size of one layer's update")
@@ -164,21 +206,38 @@ def add(
 
 @adapter_app.command()
 def check(
-    place: Place, base: BaseName = None, alpha: Alpha = None, merged: Merged = None, json: Json = False
+    place: Place,
+    base: BaseName = None,
+    force_base: ForceBase = False,
+    alpha: Alpha = None,
+    merged: Merged = None,
+    fan_in_fan_out: FanInFanOut = False,
+    json: Json = False,
 ) -> None:
     """Check that an adapter is sound and fits its base, and say which engines will run it."""
     from phinetune.cli.adapter_view import check_record, show_check
-    from phinetune.lora.servability import servability
+    from phinetune.lora.servability import is_separate_on_fused, servability
     from phinetune.models.merged import check_fit, model_type_of
 
-    found = read(place, alpha, merged)
+    found = read(place, alpha, merged, fan_in_fan_out)
     name = base or found.weights.base_name
-    fits, model_type = False, ""
+    fits, model_type, misfit = False, "", None
     if base or is_here(name):
-        check_fit(found.weights, name, where=str(place))
-        fits, model_type = True, model_type_of(name)
+        model_type = model_type_of(name)
+        try:
+            forced = check_fit(found.weights, name, where=str(place), force_base=force_base)
+            fits = True
+        except IncompatibleLowRankAdapter as error:
+            # Then the engines' answers are of use all the same: they say what to convert.
+            if not is_separate_on_fused(found.weights, model_type):
+                raise
+            forced, misfit = "", error
+        if forced:
+            console.note(forced_words(forced), style="yellow")
     verdicts = servability(found.weights, found.form, model_type)
     if json:
         console.print_json(check_record(found.weights, found.form, name if fits else "", verdicts))
-        return
-    show_check(found.weights, found.form, name, fits, verdicts)
+    else:
+        show_check(found.weights, found.form, name, fits, verdicts)
+    if misfit:
+        raise misfit

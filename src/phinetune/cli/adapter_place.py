@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from phinetune.base.errors import AdapterError, SettingsError, nearest
 
@@ -13,6 +16,10 @@ if TYPE_CHECKING:
     from phinetune.lora.weights import AdapterWeights
 
 FORMS = ("peft", "single", "loralib", "mlx")
+ForceBase = Annotated[
+    bool,
+    typer.Option("--force-base", help="Take another base than the adapter's, where names and shapes fit."),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,7 @@ class Found:
     told: Told
 
 
-def read(place: Path, alpha: float | None, merged: list[str] | None) -> Found:
+def read(place: Path, alpha: float | None, merged: list[str] | None, fan_in_fan_out: bool) -> Found:
     """The adapter at a path or of a run; raises `UserError` naming what is wrong with it."""
     from phinetune.lora.forms import Told, form_of, read_adapter
     from phinetune.lora.loralib_format import MergedParts
@@ -41,9 +48,23 @@ def read(place: Path, alpha: float | None, merged: list[str] | None) -> Found:
                 where="--merged",
                 do="write the layer's name, =, and the outputs of each part: qkv_proj=64,-64,64",
             ) from None
-    told = Told(alpha=alpha, merged=parts)
+    told = Told(alpha=alpha, merged=parts, fan_in_fan_out=fan_in_fan_out)
     path = adapter_path(place)
     return Found(weights=read_adapter(path, told), form=form_of(path), path=path, told=told)
+
+
+def told_options(alpha: float | None, merged: list[str] | None, fan_in_fan_out: bool) -> str:
+    """The options that tell a command again what a state dict of loralib does not say."""
+    words = ["--alpha", f"{alpha:g}"] if alpha is not None else []
+    for text in merged or []:
+        words += ["--merged", text]
+    words += ["--fan-in-fan-out"] if fan_in_fan_out else []
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def alpha_told(told: str) -> float:
+    """The alpha in what a writer of loralib's form says its reader must be told."""
+    return float(told.split(",")[0].removeprefix("lora_alpha="))
 
 
 def adapter_path(place: Path) -> Path:
@@ -71,6 +92,11 @@ def base_of(weights: AdapterWeights, base: str | None, where: str) -> str:
     raise AdapterError(
         "the adapter does not say which base it belongs to", where=where, do="name it: --base MODEL"
     )
+
+
+def forced_words(difference: str) -> str:
+    """What is printed where another base was forced."""
+    return f"forced   another base than the adapter's: {difference}; its answers may mean nothing"
 
 
 def is_here(name: str) -> bool:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phinetune.cli import console
+from phinetune.cli.adapter_place import is_here
 
 if TYPE_CHECKING:
     from phinetune.lora.forms import Form
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from phinetune.lora.weights import AdapterWeights
     from phinetune.models.merged import MergeReport
 
+# Above this share of the adapter's own effect rounding is worth a word.
+MUCH_ROUNDED = 0.05
 _COLOURS = {"as it is": "green", "with a setting": "green", "after conversion": "yellow", "no": "red"}
 
 
@@ -98,7 +101,23 @@ def show_merge(report: MergeReport) -> None:
     grid.add_row("greatest change of a logit", f"{report.logit_change:.3g}")
     if report.logit_error is not None:
         grid.add_row("greatest difference from base and adapter side by side", f"{report.logit_error:.3g}")
+    if report.base_difference is not None:
+        grid.add_row("greatest difference of a weight from the base's", _distance(report))
     console.say(grid)
+    lost = report.logit_error / report.logit_change if report.logit_error and report.logit_change else 0.0
+    if lost > MUCH_ROUNDED:
+        console.note(
+            f"note     rounding to the base's type changes logits by {lost:.0%} of what the adapter does; "
+            "base and adapter side by side lose nothing",
+            style="yellow",
+        )
+
+
+def _distance(report: MergeReport) -> str:
+    assert report.base_difference is not None
+    if not report.is_difference_measured:
+        return f"at most {report.base_difference:.3g} (the base is not here to compare)"
+    return f"{report.base_difference:.3g}" if report.base_difference else "none: bit for bit"
 
 
 def check_record(weights: AdapterWeights, form: Form, base: str, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -112,14 +131,22 @@ def check_record(weights: AdapterWeights, form: Form, base: str, verdicts: list[
     }
 
 
+def _fit(weights: AdapterWeights, base: str, fits: bool) -> str:
+    if fits and not weights.base_sha256:
+        return f"every layer fits {base}; the adapter does not say on which weights it was trained"
+    if fits:
+        return f"every layer fits {base}"
+    if is_here(base):
+        return f"the layers of {base} are fused, those of the adapter are not"
+    if not base:
+        return "not compared: the adapter names none (--base)"
+    return f"not compared: {base} is not here (--base)"
+
+
 def show_check(weights: AdapterWeights, form: Form, base: str, fits: bool, verdicts: list[Verdict]) -> None:
     """Soundness, fit, and one table row per engine."""
     console.say(f"sound    {len(weights.updates)} layers, every value finite, every shape right ({form})")
-    console.say(
-        f"base     every layer fits {base}"
-        if fits
-        else f"base     not compared: {base or 'none named'} is not here (--base)"
-    )
+    console.say(f"base     {_fit(weights, base, fits)}")
     console.say("")
     table = Table.grid(padding=(0, 2))
     for column in ("engine", "runs", "why", "do"):

@@ -12,7 +12,7 @@ import typer
 
 from phinetune.base.errors import UserError, nearest
 from phinetune.cli import console
-from phinetune.cli.adapter_place import adapter_name, adapter_path
+from phinetune.cli.adapter_place import ForceBase, adapter_name, adapter_path, forced_words
 
 if TYPE_CHECKING:
     from phinetune.data.conversation import Message
@@ -48,6 +48,7 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens.")] = 1.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    force_base: ForceBase = False,
 ) -> None:
     """Talk with a model. Answers appear word by word; /exit leaves."""
     from phinetune import api
@@ -55,7 +56,10 @@ def chat(
 
     console.note("loading ...", style="dim")
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    talk = Talk(api.load(model), system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    loaded = api.load(model, force_base=force_base)
+    talk = Talk(
+        loaded, system=system, max_new_tokens=max_new_tokens, sampling=sampling, force_base=force_base
+    )
     for path in adapter or []:
         talk.load(path)
     talk.greet()
@@ -77,17 +81,29 @@ def _typed_lines() -> Iterable[str]:
 class Talk:
     """One conversation: its turns so far, and which side answers."""
 
-    def __init__(self, model: Model, *, system: str | None, max_new_tokens: int, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str | None,
+        max_new_tokens: int,
+        sampling: Sampling,
+        force_base: bool = False,
+    ) -> None:
         self._model, self._system, self._max_new_tokens = model, system, max_new_tokens
-        self._sampling = sampling
+        self._sampling, self._force_base = sampling, force_base
         self._side = "adapter" if model.has_own_adapter else "base"
         self._turns: list[Message] = []
 
     def greet(self) -> None:
         """Say who answers, with what system message, and how to leave."""
+        from phinetune.generation.model import OWN
+
         model = self._model
         base = model.base.name
         console.note(f"{base} with the adapter" if model.has_own_adapter else f"{base}, without an adapter")
+        if OWN in model.forced:
+            console.note(forced_words(model.forced[OWN]), style="yellow")
         system = model.system_prompt or self._system or model.data_system_prompt
         if model.system_prompt and self._system:
             raise UserError(
@@ -117,7 +133,9 @@ class Talk:
     def load(self, path: Path) -> None:
         """Add an adapter under its run's or file's name. Raises `AdapterError` when it does not fit."""
         name = adapter_name(path)
-        self._model.load_adapter(name, adapter_path(path))
+        self._model.load_adapter(name, adapter_path(path), force_base=self._force_base)
+        if name in self._model.forced:
+            console.note(forced_words(self._model.forced[name]), style="yellow")
         console.note(f"loaded '{name}'; /adapter {name} answers with it", style="dim")
 
     def _command(self, text: str) -> bool:

@@ -9,7 +9,7 @@ import typer
 
 from phinetune.base.errors import UserError
 from phinetune.cli import console
-from phinetune.cli.adapter_place import adapter_name, adapter_path
+from phinetune.cli.adapter_place import ForceBase, adapter_name, adapter_path, forced_words
 
 if TYPE_CHECKING:
     from phinetune.data.conversation import Message
@@ -32,6 +32,7 @@ def compare(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same draws for every side.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    force_base: ForceBase = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page of the answers.", show_default=False)
     ] = None,
@@ -49,9 +50,11 @@ def compare(
         questions = [_question(example) for example in api.test_set_of(run)[:NUM_FROM_TEST_SET]]
     if html and html.exists():
         raise UserError("something is there already", where=str(html), do="name a new file")
-    model = api.load(run)
+    model = api.load(run, force_base=force_base)
     for path in adapter or []:
-        model.load_adapter(adapter_name(path), adapter_path(path))
+        model.load_adapter(adapter_name(path), adapter_path(path), force_base=force_base)
+    for difference in model.forced.values():
+        console.note(forced_words(difference), style="yellow")
     if not model.adapters:
         raise UserError(
             f"'{run}' has no adapter",

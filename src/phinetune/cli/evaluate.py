@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from phinetune.cli import console
+from phinetune.cli.adapter_place import ForceBase
 
 NUM_ANSWERS_SHOWN = 3
 
@@ -19,6 +20,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Examples to measure on; the run's test set when left out.", show_default=False),
     ] = None,
+    force_base: ForceBase = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
 ) -> None:
     """Compare base and adapter on the test set, or on another file."""
@@ -27,7 +29,7 @@ def evaluate(
 
     console.note(f"plan     base and adapter answer {data or 'the test set of the run'}", style="dim")
     with CountBar(console.err(), "measure") as bar:
-        comparison = api.evaluate(run, data, on_progress=bar.show)
+        comparison = api.evaluate(run, data, on_progress=bar.show, force_base=force_base)
     answers = [dataclasses.asdict(answer) for answer in comparison.answers]
     for text in comparison.notes:
         console.note(f"note     {text}", style="dim")

@@ -114,10 +114,15 @@ class LowRankAdapter:
     weights: AdapterWeights
 
     @staticmethod
-    def create_from_path(path: str | Path) -> LowRankAdapterResult:
-        """Read an adapter: a `.safetensors` file, a PEFT directory, or another form that is known."""
+    def create_from_path(path: str | Path, *, force_base: bool = False) -> LowRankAdapterResult:
+        """Read an adapter: a `.safetensors` file, a PEFT directory, or another form that is known.
+
+        A model whose weights are not those it was trained on ends as INCOMPATIBLE_LOW_RANK_ADAPTER;
+        with `force_base` only where names or shapes do not fit.
+        """
         try:
             weights = read_adapter(Path(path))
+            weights = weights.for_any_base() if force_base else weights
         except PhinetuneError as error:
             return LowRankAdapterResult(low_rank_adapter=None, extended_error=error)
         return LowRankAdapterResult(low_rank_adapter=LowRankAdapter(path=Path(path), weights=weights))

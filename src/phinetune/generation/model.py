@@ -20,6 +20,7 @@ from phinetune.generation.sampling import GREEDY, Sampling
 from phinetune.generation.scheduler import Limits
 from phinetune.generation.stop_strings import StopStrings
 from phinetune.generation.text_stream import text_pieces
+from phinetune.lora.files import base_difference
 from phinetune.lora.forms import read_adapter
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Model:
         self.name, self.base, self.renderer = name, base, renderer
         self.system_prompt, self.data_system_prompt = system_prompt, data_system_prompt
         self._attached = attached
+        # Adapters that were forced on this base, and in words which other base they were trained on.
+        self.forced: dict[str, str] = {}
         self.engine = Engine(base, Limits(max_waiting=1 << 20))
 
     @property
@@ -66,11 +69,20 @@ class Model:
     def has_own_adapter(self) -> bool:
         return OWN in self.adapters
 
-    def load_adapter(self, name: str, adapter: Path | AdapterWeights) -> None:
-        """Add an adapter to choose from. Raises `AdapterError` when it does not fit the base."""
+    def load_adapter(self, name: str, adapter: Path | AdapterWeights, *, force_base: bool = False) -> None:
+        """Add an adapter to choose from. Raises `AdapterError` when it does not fit the base.
+
+        With `force_base` one that was trained on other weights of the same names and shapes is taken, and
+        said in `forced`.
+        """
         if name == BASE or (name == OWN and self.has_own_adapter):
             raise AdapterError(f"'{name}' is taken", where="adapter", do="choose another name")
-        self.engine.load(name, read_adapter(adapter) if isinstance(adapter, Path) else adapter)
+        weights = read_adapter(adapter) if isinstance(adapter, Path) else adapter
+        difference = base_difference(weights, self.base.sha256) if force_base else ""
+        self.engine.load(name, weights.for_any_base() if force_base else weights)
+        self.forced.pop(name, None)
+        if difference:
+            self.forced[name] = difference
 
     def stream(
         self,

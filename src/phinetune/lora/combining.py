@@ -5,41 +5,44 @@ Knows nothing of models or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from phinetune.base.errors import AdapterError
 from phinetune.lora.weights import AdapterWeights, Update
 
+_OF_BASE = ("base_sha256", "base_name")
+
 
 def concatenated(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
     """Σ factor · s · B A, exactly: the ranks add up. PEFT calls it `cat`."""
     updates = {name: _cat(found, weights) for name, found, weights in _by_layer(adapters, factors)}
-    return adapters[0].with_updates(updates)
+    return _sum_of(adapters, updates)
 
 
 def linear(adapters: Sequence[AdapterWeights], factors: Sequence[float]) -> AdapterWeights:
-    """A and B weighted one by one by √(factor · s), as PEFT's `linear`: keeps the rank, is not the sum.
+    """A and B weighted one by one by √|factor · s|, the sign on A, as PEFT's `linear`: keeps the rank.
 
-    Raises `AdapterError` unless the ranks are the same and no factor is negative.
+    It is not the sum. Raises `AdapterError` unless the ranks are the same.
     """
     updates = {}
     for name, found, weights in _by_layer(adapters, factors):
-        if len({update.rank for update in found}) > 1 or min(weights) < 0:
+        if len({update.rank for update in found}) > 1:
             raise AdapterError(
                 f"the adapters cannot be combined linearly at '{name}'",
-                why=f"ranks {[update.rank for update in found]}, factors {list(weights)}: "
-                "the ranks must be the same and the factors positive",
+                why=f"their ranks {', '.join(str(update.rank) for update in found)} must be the same",
                 do="use cat, which is exact for any ranks",
             )
-        roots = [(factor * update.scaling) ** 0.5 for update, factor in zip(found, weights, strict=True)]
-        updates[name] = Update(
-            a_RI=_sum([root * update.a_RI.float() for root, update in zip(roots, found, strict=True)]),
-            b_OR=_sum([root * update.b_OR.float() for root, update in zip(roots, found, strict=True)]),
-            scaling=1.0,
-        )
-    return adapters[0].with_updates(updates)
+        scales = [factor * update.scaling for update, factor in zip(found, weights, strict=True)]
+        parts_a = [
+            math.copysign(abs(s) ** 0.5, s) * u.a_RI.float() for s, u in zip(scales, found, strict=True)
+        ]
+        parts_b = [abs(s) ** 0.5 * u.b_OR.float() for s, u in zip(scales, found, strict=True)]
+        updates[name] = Update(a_RI=_sum(parts_a), b_OR=_sum(parts_b), scaling=1.0)
+    return _sum_of(adapters, updates)
 
 
 def reranked(weights: AdapterWeights, rank: int) -> tuple[AdapterWeights, Mapping[str, float]]:
@@ -64,6 +67,15 @@ def reranked(weights: AdapterWeights, rank: int) -> tuple[AdapterWeights, Mappin
         total = sizes.square().sum()
         losses[name] = float((sizes[kept:].square().sum() / total).sqrt()) if total else 0.0
     return weights.with_updates(updates), losses
+
+
+def _sum_of(adapters: Sequence[AdapterWeights], updates: Mapping[str, Update]) -> AdapterWeights:
+    """A sum belongs to the base of its parts, and is no longer what one run trained."""
+    metadata: dict[str, str] = {}
+    for adapter in adapters:
+        metadata = {key: adapter.metadata[key] for key in _OF_BASE if key in adapter.metadata} | metadata
+    base_name = next((adapter.base_name for adapter in adapters if adapter.base_name), "")
+    return replace(adapters[0].with_updates(updates), metadata=metadata, base_name=base_name)
 
 
 def _by_layer(

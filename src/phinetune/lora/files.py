@@ -21,6 +21,7 @@ from phinetune.lora.weights import AdapterWeights, Update
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
+    "base_difference",
     "check_base",
     "check_layers",
     "load_adapter",
@@ -94,17 +95,27 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     return adapter
 
 
-def check_base(weights: AdapterWeights, *, where: str, base_sha256: str) -> None:
+def check_base(weights: AdapterWeights, *, where: str, base_sha256: str, do: str = "") -> None:
     """Raise `IncompatibleLowRankAdapter` when the adapter says that it belongs to other weights."""
-    recorded = weights.metadata.get("base_sha256", "")
-    if recorded and base_sha256 and recorded != base_sha256:
+    difference = base_difference(weights, base_sha256)
+    if difference:
+        name = weights.metadata.get("base_name") or weights.base_name or "the base it was trained on"
         raise IncompatibleLowRankAdapter(
             "the adapter belongs to another base model",
             where=where,
-            why=f"it was trained on weights {recorded[:12]}…, this base has {base_sha256[:12]}…",
-            do=f"load it on {weights.metadata.get('base_name', 'the base it was trained on')}, "
-            "or train a new one",
+            why=difference,
+            do=do
+            or f"use it with {name}, or force it on this base where names and shapes fit: --force-base, "
+            "in Python force_base=True",
         )
+
+
+def base_difference(weights: AdapterWeights, base_sha256: str) -> str:
+    """In words how the base differs from the one the adapter was trained on; "" where nothing says so."""
+    recorded = weights.base_sha256
+    if not recorded or not base_sha256 or recorded == base_sha256:
+        return ""
+    return f"it was trained on weights {recorded[:12]}…, this base has {base_sha256[:12]}…"
 
 
 def check_layers(linears: Mapping[str, nn.Module], weights: AdapterWeights, where: str) -> None:

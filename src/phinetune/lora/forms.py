@@ -6,7 +6,6 @@ nothing of models.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from phinetune.base.errors import AdapterError, UserError
 from phinetune.base.files import committed_dir, write_atomically
 from phinetune.lora.loralib_format import MergedParts, from_loralib, to_loralib
 from phinetune.lora.mlx_format import read_mlx, write_mlx
-from phinetune.lora.peft_config import settings_of
+from phinetune.lora.peft_config import parsed, read_config, settings_of
 from phinetune.lora.peft_format import (
     CONFIG_FILE,
     CONFIG_KEY,
@@ -29,12 +28,13 @@ from phinetune.lora.peft_format import (
     read_peft,
     write_peft,
 )
-from phinetune.lora.tensor_file import read_tensors
+from phinetune.lora.tensor_file import read_header, read_tensors
 from phinetune.lora.torch_archive import read_torch_archive, write_torch_archive
 from phinetune.lora.weights import AdapterWeights
 
 Form = Literal["peft", "single", "loralib", "mlx"]
 FORMS: tuple[Form, ...] = get_args(Form)
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +50,8 @@ def form_of(path: Path) -> Form:
     """The form of a file or folder. Raises `AdapterError` when it is none that is known."""
     if path.is_dir():
         return "mlx" if "fine_tune_type" in _config(path) else "peft"
-    if path.suffix == ".safetensors":
-        _, metadata = read_tensors(path)
-        return "single" if _has_settings(metadata) else "loralib"
+    if path.suffix == SAFETENSORS:
+        return "single" if _has_settings(read_header(path)) else "loralib"
     if path.is_file() and (zipfile.is_zipfile(path) or path.suffix in (".pt", ".pth", ".bin")):
         return "loralib"
     raise AdapterError(
@@ -73,7 +72,7 @@ def read_adapter(path: Path, told: Told | None = None) -> AdapterWeights:
         return read_mlx(path, _config(path))
     if form == "single":
         return _read_single(path)
-    tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else read_torch_archive(path)
+    tensors = read_tensors(path)[0] if path.suffix == SAFETENSORS else read_torch_archive(path)
     if told.alpha is None:
         raise AdapterError(
             "alpha is not known",
@@ -95,8 +94,14 @@ def write_adapter(weights: AdapterWeights, path: Path, form: Form, told: Told | 
 
     Raises `UserError` when something is there already.
     """
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise UserError("something is there already", where=str(path), do="name a new file or folder")
+    if form == "single" and path.suffix != SAFETENSORS:
+        raise UserError(
+            "a single file would not be known by this name",
+            where=str(path),
+            do=f"name it {path.with_name(path.name + SAFETENSORS)}",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if form == "peft":
         with committed_dir(path, has_manifest=False) as folder:
@@ -108,17 +113,19 @@ def write_adapter(weights: AdapterWeights, path: Path, form: Form, told: Told | 
         _write_single(weights, path)
     else:
         tensors, alpha = to_loralib(weights, where=str(path), merged=(told or Told()).merged)
-        write_torch_archive(path, tensors)
+        if path.suffix == SAFETENSORS:
+            write_atomically(path, save(tensors, {"format": "pt"}))
+        else:
+            write_torch_archive(path, tensors)
         return f"lora_alpha={alpha:g}" + (", fan_in_fan_out=True" if weights.is_transposed else "")
     return ""
 
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_config(folder / CONFIG_FILE)
+    except AdapterError:
         return {}  # the reader of PEFT folders says what is wrong
-    return config if isinstance(config, dict) else {}
 
 
 def _has_settings(metadata: Mapping[str, str]) -> bool:
@@ -127,8 +134,9 @@ def _has_settings(metadata: Mapping[str, str]) -> bool:
 
 def _read_single(path: Path) -> AdapterWeights:
     tensors, metadata = read_tensors(path)
+    text = metadata.pop(CONFIG_KEY, "")
     try:
-        config = json.loads(metadata.pop(CONFIG_KEY, "null"))
+        config = parsed(text) if text else {}
     except ValueError as error:
         raise AdapterError(
             "the metadata's adapter_config cannot be read",
@@ -136,8 +144,8 @@ def _read_single(path: Path) -> AdapterWeights:
             why=str(error),
             do="copy the file again",
         ) from None
-    if not isinstance(config, dict):
-        config = {"peft_type": "LORA", "r": metadata["lora_r"], "lora_alpha": metadata["lora_alpha"]}
+    if not config:
+        config = {"peft_type": "LORA", "r": metadata.get("lora_r"), "lora_alpha": metadata.get("lora_alpha")}
         config["base_model_name_or_path"] = metadata.get("base_name", "")
     return from_peft_tensors(tensors, config, settings_of(config, path), metadata, path)
 

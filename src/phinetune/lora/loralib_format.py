@@ -87,28 +87,26 @@ def from_loralib(
 def to_loralib(
     weights: AdapterWeights, *, where: str, merged: Mapping[str, MergedParts] | None = None
 ) -> tuple[dict[str, Tensor], float]:
-    """The state dict and its `lora_alpha`; where layers differ in scale, it goes into their B first."""
+    """The state dict and its `lora_alpha`; where layers differ in scale, it goes into their B first.
+
+    An update of a `MergedLinear` whose parts share one A is written with that A once for each part.
+    """
     if weights.uses_dora:
         raise AdapterError("loralib has no DoRA", where=where, do="merge the adapter into its base")
-    scales = {update.scaling * _rank(weights, name, merged) for name, update in weights.updates.items()}
+    found = {}
+    for name, update in weights.updates.items():
+        parts = (merged or {}).get(last(name))
+        found[name] = (
+            _separated(name, update, parts, where) if parts else (update.a_RI, update.b_OR, update.rank)
+        )
+    scales = {weights.updates[name].scaling * rank for name, (_, _, rank) in found.items()}
     alpha = scales.pop() if len(scales) == 1 else weights.folded().settings.alpha
     tensors = {}
-    for name, update in weights.updates.items():
-        rank = _rank(weights, name, merged)
-        factor = update.scaling * rank / alpha
-        b_OR = update.b_OR if factor == 1 else update.b_OR.float() * factor
-        parts = (merged or {}).get(last(name))
-        tensors[f"{name}.lora_A"] = update.a_RI.contiguous()
-        tensors[f"{name}.lora_B"] = (
-            b_OR if parts is None else _blocks(name, b_OR, parts, where)
-        ).contiguous()
+    for name, (a, b, rank) in found.items():
+        factor = weights.updates[name].scaling * rank / alpha
+        tensors[f"{name}.lora_A"] = a.contiguous()
+        tensors[f"{name}.lora_B"] = (b if factor == 1 else b.float() * factor).contiguous()
     return tensors, alpha
-
-
-def _rank(weights: AdapterWeights, name: str, merged: Mapping[str, MergedParts] | None) -> int:
-    """r as loralib counts it: per part of a merged layer."""
-    parts = (merged or {}).get(last(name))
-    return weights.updates[name].rank // (parts.num_enabled if parts else 1)
 
 
 def _joined(name: str, a: Tensor, b: Tensor, alpha: float, parts: MergedParts | None, where: str) -> Update:
@@ -137,29 +135,33 @@ def _joined(name: str, a: Tensor, b: Tensor, alpha: float, parts: MergedParts | 
     return Update(a_RI=a, b_OR=full, scaling=alpha / rank)
 
 
-def _blocks(name: str, full: Tensor, parts: MergedParts, where: str) -> Tensor:
-    """loralib's B of a merged layer. Raises `AdapterError` where an entry lies outside the blocks."""
-    rank, rest = divmod(full.shape[1], parts.num_enabled)
-    if rest or full.shape[0] != sum(parts.out_splits):
+def _separated(name: str, update: Update, parts: MergedParts, where: str) -> tuple[Tensor, Tensor, int]:
+    """A, B and r as a `MergedLinear` of these parts has them."""
+    if update.out_features != sum(parts.out_splits):
         raise AdapterError(
             f"'{name}' cannot have the parts {parts.out_splits}",
             where=where,
-            why=f"its B is {tuple(full.shape)}",
+            why=f"it has {update.out_features} outputs",
             do="give the sizes of all parts of this layer",
         )
-    outside = full.clone()
-    blocks = []
-    for rows, columns in _places(parts, rank):
-        blocks.append(full[rows, columns])
-        outside[rows, columns] = 0
-    if outside.any():
+    rows = update.b_OR.split(parts.out_splits)
+    if any(block.any() for block, on in zip(rows, parts.enable_lora, strict=True) if not on):
         raise AdapterError(
-            f"the update of '{name}' is not made of separate parts",
+            f"the update of '{name}' changes a part that is told to have none",
             where=where,
-            why="its parts share one A, which a MergedLinear cannot say",
-            do="write it as a plain Linear",
+            why=f"the parts are {parts.out_splits}, with an update or without: {parts.enable_lora}",
+            do="leave out the minus before the sizes of the parts it changes",
         )
-    return torch.cat(blocks)
+    rank, rest = divmod(update.rank, parts.num_enabled)
+    outside = update.b_OR.clone()
+    blocks = []
+    for place in _places(parts, rank):
+        blocks.append(update.b_OR[place])
+        outside[place] = 0
+    if not rest and not outside.any():
+        return update.a_RI, torch.cat(blocks), rank
+    kept = [block for block, on in zip(rows, parts.enable_lora, strict=True) if on]
+    return update.a_RI.repeat(parts.num_enabled, 1), torch.cat(kept), update.rank
 
 
 def _places(parts: MergedParts, rank: int) -> list[tuple[slice, slice]]:

@@ -34,11 +34,28 @@ _UNSUPPORTED = {
 _CHANGING_STARTS = ("corda", "loftq", "lora_ga", "olora", "pissa")
 
 
+# What other values of these keys would be read as is anyone's guess: `"false"` is true in Python.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,),
+    "bias": (str,),
+    "fan_in_fan_out": (bool,),
+    "init_lora_weights": (bool, str),
+    "target_modules": (list, str),
+    "use_dora": (bool,),
+    "use_rslora": (bool,),
+}
+# No config has a thousandth of it; what is larger is something else under its name.
+MAX_CONFIG_BYTES = 16_000_000
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a config file, checked to be one."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.get("peft_type")
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")  # reading a pipe or a device may never end
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
+        config = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterError(
             "this folder holds no adapter",
@@ -46,15 +63,25 @@ def read_config(path: Path) -> dict[str, Any]:
             why=f"{path.name} is missing",
             do="name a run folder, its adapter/ folder, or another PEFT directory",
         ) from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise AdapterError(
             "the adapter's config cannot be read",
             where=str(path),
             why=str(error),
             do="copy the whole adapter folder again",
         ) from None
-    assert isinstance(config, dict)
     return config
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """A JSON object. Raises `ValueError` for anything else."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not an object")
+    return content
 
 
 def settings_of(config: Mapping[str, Any], where: Path) -> LoraSettings:
@@ -82,14 +109,29 @@ def settings_of(config: Mapping[str, Any], where: Path) -> LoraSettings:
             do="convert it to a plain LoRA adapter with the library that made it",
         )
     try:
+        _check_types(config)
         return _settings(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise AdapterError(
             "the adapter's config lacks a usable value",
             where=str(where),
             why=f"{type(error).__name__}: {error}",
             do="copy the whole adapter folder again",
         ) from None
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    for key, types in _TYPES.items():
+        value = config.get(key)
+        if value is not None and not isinstance(value, types):
+            raise TypeError(f"{key} is {value!r}")
+    for key, value in {"r": config["r"], **(config.get("rank_pattern") or {})}.items():
+        # Metadata of a single file holds texts.
+        if not isinstance(value, int | str) or isinstance(value, bool):
+            raise TypeError(f"{key} is {value!r}, not a whole number")
+    for key, value in {"lora_alpha": config["lora_alpha"], **(config.get("alpha_pattern") or {})}.items():
+        if isinstance(value, bool):
+            raise TypeError(f"{key} is {value!r}, not a number")
 
 
 def _settings(config: Mapping[str, Any]) -> LoraSettings:

@@ -1,7 +1,8 @@
 """PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, to and from `AdapterWeights`.
 
-The config that is written holds only keys that every PEFT version reads. What a file says and this
-project cannot honour is an error: ignoring it would give wrong answers. Knows nothing of models.
+The config that is written holds no key that it does not need, so that old readers take it. What a file
+says and this project cannot honour is an error: ignoring it would give wrong answers. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from phinetune.base.errors import AdapterError
 from phinetune.lora.peft_config import read_config, settings_of
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.tensor_file import read_tensors, write_tensors
+from phinetune.lora.torch_archive import read_torch_archive
 from phinetune.lora.weights import AdapterWeights, Update, checked
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# What PEFT wrote until 0.6: a pickle, which is read without being run.
+OLD_WEIGHTS_FILE = "adapter_model.bin"
 # The key of the safetensors metadata that holds the config as JSON.
 CONFIG_KEY = "adapter_config"
 _OWN_KEYS = {"format", "lora_r", "lora_alpha", CONFIG_KEY}
@@ -37,6 +41,9 @@ def read_peft(folder: Path) -> AdapterWeights:
     """The adapter of a PEFT directory. Raises `AdapterError` naming what is wrong with it."""
     config = read_config(folder / CONFIG_FILE)
     settings = settings_of(config, folder / CONFIG_FILE)
+    old = folder / OLD_WEIGHTS_FILE
+    if old.is_file() and not (folder / WEIGHTS_FILE).exists():
+        return from_peft_tensors(read_torch_archive(old), config, settings, {}, folder)
     tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
     return from_peft_tensors(tensors, config, settings, metadata, folder)
 
@@ -96,13 +103,15 @@ def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
 
 
 def peft_config(weights: AdapterWeights) -> dict[str, Any]:
-    """The content of `adapter_config.json`."""
+    """The content of `adapter_config.json`: what PEFT 0.3 knows, and of later keys those that are used.
+
+    A reader that does not know a key ignores it (PEFT until 0.5) or fails (later), even where it is off.
+    """
     settings = weights.settings
-    return {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": weights.base_name,
-        "revision": None,
         "inference_mode": True,
         "r": settings.rank,
         "lora_alpha": _tidy(settings.alpha),
@@ -112,13 +121,14 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": weights.is_transposed,
         "init_lora_weights": True,
-        "use_rslora": settings.use_rslora,
-        "use_dora": weights.uses_dora,
+    }
+    later: dict[str, Any] = {
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": {key: _tidy(alpha) for key, alpha in settings.alpha_pattern.items()},
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        "use_rslora": settings.use_rslora,
+        "use_dora": weights.uses_dora,
     }
+    return config | {key: value for key, value in later.items() if value}
 
 
 def _tidy(alpha: float) -> float:

@@ -24,7 +24,10 @@ def read_header(path: Path) -> dict[str, str]:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors by name, in the order of the file, and the metadata."""
     with _opened(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        try:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise _unreadable(path, str(error)) from None
         return tensors, dict(file.metadata() or {})
 
 
@@ -41,6 +44,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _opened(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise _unreadable(path, "it is no file")  # reading a pipe may never end
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
@@ -51,9 +56,13 @@ def _opened(path: Path) -> Any:
             do="copy the whole adapter folder",
         ) from None
     except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            "the adapter's weights cannot be read",
-            where=str(path),
-            why=f"not a whole safetensors file: {error}",
-            do="copy the file again, or use an earlier checkpoint",
-        ) from None
+        raise _unreadable(path, f"not a whole safetensors file: {error}") from None
+
+
+def _unreadable(path: Path, why: str) -> AdapterError:
+    return AdapterError(
+        "the adapter's weights cannot be read",
+        where=str(path),
+        why=why,
+        do="copy the file again, or use an earlier checkpoint",
+    )

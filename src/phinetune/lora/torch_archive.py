@@ -66,8 +66,11 @@ def read_torch_archive(path: Path) -> dict[str, Tensor]:
             path, "it is not a whole archive; files older than PyTorch 1.6 are bare pickles"
         ) from None
     except (
+        EOFError,
         KeyError,
         IndexError,
+        MemoryError,
+        OSError,
         TypeError,
         ValueError,
         AttributeError,
@@ -149,6 +152,8 @@ class _Walker:
         order = f"{self.root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise _refused(path, "it was written on a big-endian machine")
+        # Tensors may be views of one storage, but not so many that a small file fills the memory.
+        self.bytes_left = 4 * path.stat().st_size
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -240,6 +245,9 @@ class _Walker:
                     raise ValueError("a tensor without a storage")
                 if math.prod(size) * storage.kind.itemsize > len(storage.data):
                     raise ValueError("a tensor larger than its storage")
+                self.bytes_left -= math.prod(size) * storage.kind.itemsize
+                if self.bytes_left < 0:
+                    raise _refused(self.path, "its tensors are many times as large as the file")
                 if not math.prod(size):
                     return torch.empty(size, dtype=storage.kind)
                 flat = torch.frombuffer(bytearray(storage.data), dtype=storage.kind)

@@ -18,6 +18,8 @@ from phinetune.base.errors import AdapterError
 from phinetune.lora.settings import LoraSettings
 
 T = TypeVar("T", int, float)
+# The types of numbers that an adapter may hold.
+KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,6 +86,15 @@ class AdapterWeights:
         """The last parts of the adapted modules' names, sorted."""
         return tuple(sorted({last(name) for name in self.updates}))
 
+    @property
+    def base_sha256(self) -> str:
+        """The digest of the weights it was trained on; "" where its file does not say."""
+        return self.metadata.get("base_sha256", "")
+
+    def for_any_base(self) -> AdapterWeights:
+        """The same adapter without the digest of its base: whatever has its names and shapes takes it."""
+        return replace(self, metadata={key: v for key, v in self.metadata.items() if key != "base_sha256"})
+
     def with_updates(self, updates: Mapping[str, Update]) -> AdapterWeights:
         """The same adapter with other updates, and the settings that say their ranks and scales."""
         settings = described(updates, dropout=self.settings.dropout)
@@ -136,6 +147,13 @@ def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
         _check_shapes(name, update, where)
         parts = {"lora_A": update.a_RI, "lora_B": update.b_OR, "magnitude": magnitude}
         for part, value in parts.items():
+            if value is not None and value.dtype not in KINDS:
+                raise AdapterError(
+                    f"{part} of '{name}' holds numbers of type {str(value.dtype).removeprefix('torch.')}",
+                    where=where,
+                    why=f"an adapter's numbers are {', '.join(str(kind).split('.')[1] for kind in KINDS)}",
+                    do="use the adapter as it was before it was quantised",
+                )
             if value is not None and not torch.isfinite(value).all():
                 raise AdapterError(
                     f"{part} of '{name}' holds NaN or infinite values",
@@ -147,7 +165,7 @@ def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
 
 def _check_shapes(name: str, update: Update, where: str) -> None:
     a, b, magnitude = update.a_RI, update.b_OR, update.magnitude_O
-    is_sound = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1] > 0
+    is_sound = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1] > 0 and a.shape[1] > 0 < b.shape[0]
     is_sound = is_sound and (magnitude is None or magnitude.shape == b.shape[:1])
     if not is_sound or not math.isfinite(update.scaling):
         raise AdapterError(

@@ -7,6 +7,7 @@ Knows nothing of text or training.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from torch import Tensor
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError, nearest
 from phinetune.base.files import committed_dir, require_free_space
-from phinetune.lora.files import load_weights
-from phinetune.lora.fusing import GATE_UP, QKV
+from phinetune.lora.files import base_difference, check_base, load_weights
+from phinetune.lora.fusing import FUSIONS, GATE_UP, QKV
 from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
 from phinetune.models.catalog import find_model, weight_files, weights_sha256
 from phinetune.models.loading import load_base
+from phinetune.models.transposed import transposed_layers
+from phinetune.models.unmerging import greatest_difference, measured_difference, original_of
 
 _BESIDE = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
 _NUM_PROBES = 16
@@ -36,7 +39,9 @@ class MergeReport:
 
     `weight_change` is the greatest change of one weight by target; `rounding` the greatest distance of
     a written weight from the exact one. `logit_error` compares base and adapter side by side with the
-    merged model; None where the adapter cannot be attached.
+    merged model; None where the adapter cannot be attached. `base_difference`, when an adapter was taken
+    out, is the greatest distance of a weight from the base's: measured, or else the most it can be.
+    `forced` says in words which other base the adapter was trained on, where that was overridden.
     """
 
     folder: Path
@@ -45,40 +50,52 @@ class MergeReport:
     rounding: float
     logit_change: float
     logit_error: float | None
+    base_difference: float | None = None
+    is_difference_measured: bool = False
+    forced: str = ""
 
 
 def merge(
-    weights: AdapterWeights, base: str, out: Path, *, where: str, subtract: bool = False
+    weights: AdapterWeights,
+    base: str,
+    out: Path,
+    *,
+    where: str,
+    subtract: bool = False,
+    force_base: bool = False,
 ) -> MergeReport:
     """Write the folder `out`: the base with the adapter in it, or with `subtract` without it.
 
     Raises `IncompatibleLowRankAdapter` when the adapter is not of this base; nothing is written then.
+    With `force_base` another base is taken too, where it has the adapter's names and shapes.
     """
     folder = find_model(base)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UserError("something is there already", where=str(out), do="name a new folder")
-    if not subtract:
-        _refuse_other_base(weights, base, where)
-    if subtract and weights.uses_dora:
-        raise AdapterError(
-            "DoRA cannot be taken out again",
-            where=where,
-            why="the lengths of the base's rows are gone",
-            do="use the base",
-        )
+    forced = ""
+    if subtract:
+        _refuse_to_subtract(weights, base, where)
+    elif force_base:
+        forced = base_difference(weights, weights_sha256(folder))
+    else:
+        check_base(weights, where=where, base_sha256=weights_sha256(folder))
     places = _places(weights, folder, where)
+    transposed = transposed_layers(folder)
     require_free_space(
         out.parent, sum(path.stat().st_size for path in weight_files(folder)), "a merged model"
     )
     changes: dict[str, float] = {}
-    rounding = 0.0
+    rounding = furthest = 0.0
     with committed_dir(out, has_manifest=False) as temporary:
         for shard in weight_files(folder):
             tensors, metadata = _read(shard)
             for key in tensors.keys() & places.keys():
                 name = places[key]
                 update = _signed(weights.updates[name], subtract)
-                tensors[key], change, error = _merged(tensors[key], update, weights.is_transposed)
+                before = tensors[key]
+                tensors[key], change, error = _merged(before, update, name in transposed)
+                if subtract:
+                    furthest = max(furthest, greatest_difference(before, tensors[key]))
                 changes[last(name)] = max(changes.get(last(name), 0.0), change)
                 rounding = max(rounding, error)
             write_tensors(temporary / shard.name, tensors, {"format": "pt", **metadata})
@@ -86,6 +103,7 @@ def merge(
             if path.is_file():
                 shutil.copyfile(path, temporary / path.name)
     logit_change, logit_error = _logits(weights, folder, out, where, subtract)
+    original = original_of(weights) if subtract else None
     return MergeReport(
         folder=out,
         num_layers=len(places),
@@ -93,6 +111,9 @@ def merge(
         rounding=rounding,
         logit_change=logit_change,
         logit_error=logit_error,
+        base_difference=measured_difference(out, original) if original else furthest if subtract else None,
+        is_difference_measured=original is not None,
+        forced=forced,
     )
 
 
@@ -115,14 +136,22 @@ def model_type_of(base: str) -> str:
     return str(config.get("model_type", ""))
 
 
-def check_fit(weights: AdapterWeights, base: str, *, where: str) -> None:
-    """Raise `IncompatibleLowRankAdapter` for another base by hash, or by names and shapes of its weights."""
-    _refuse_other_base(weights, base, where)
-    _places(weights, find_model(base), where)
+def check_fit(weights: AdapterWeights, base: str, *, where: str, force_base: bool = False) -> str:
+    """Raise `IncompatibleLowRankAdapter` for another base by hash, or by names and shapes of its weights.
+
+    With `force_base` the hash is not a reason; what it would have said is returned.
+    """
+    folder = find_model(base)
+    digest = weights_sha256(folder)
+    if not force_base:
+        check_base(weights, where=where, base_sha256=digest)
+    _places(weights, folder, where)
+    return base_difference(weights, digest)
 
 
 def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
     """The tensor of the base that each update belongs to: tensor name to module path."""
+    transposed = transposed_layers(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in weight_files(folder):
         with safe_open(shard, framework="pt") as file:
@@ -137,9 +166,9 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
                 f"the adapter has weights for '{name}', which the base does not have",
                 where=where,
                 why=f"the nearest weight of the base is '{nearest(candidates[0], shapes)}'",
-                do="name the base it was trained on; 'adapter convert --layout' changes fused and separate",
+                do=_how_to_fit(name, shapes, where),
             )
-        shape = shapes[key][::-1] if weights.is_transposed else shapes[key]
+        shape = shapes[key][::-1] if name in transposed else shapes[key]
         if shape != (update.out_features, update.in_features):
             raise IncompatibleLowRankAdapter(
                 f"the update of '{name}' has the wrong shape",
@@ -151,14 +180,32 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
     return places
 
 
-def _refuse_other_base(weights: AdapterWeights, base: str, where: str) -> None:
-    recorded, found = weights.metadata.get("base_sha256", ""), weights_sha256(find_model(base))
-    if recorded and recorded != found:
-        raise IncompatibleLowRankAdapter(
-            "the adapter belongs to another base model",
+def _how_to_fit(name: str, shapes: Mapping[str, object], where: str) -> str:
+    """Another layout of the same base, or another base."""
+    for fusion in FUSIONS:
+        parent = name.removesuffix(last(name))
+        parts = {f"{parent}{part}.weight" for part in fusion.parts}
+        if last(name) in fusion.parts and f"{parent}{fusion.fused}.weight" in shapes:
+            return f"phinetune adapter convert {shlex.quote(where)} NEW --layout fused"
+        if last(name) == fusion.fused and parts <= shapes.keys():
+            return f"phinetune adapter convert {shlex.quote(where)} NEW --layout split"
+    return "name the base it was trained on"
+
+
+def _refuse_to_subtract(weights: AdapterWeights, base: str, where: str) -> None:
+    if weights.uses_dora:
+        raise AdapterError(
+            "DoRA cannot be taken out again",
             where=where,
-            why=f"it was trained on weights {recorded[:12]}…, '{base}' has {found[:12]}…",
-            do="name the base it was trained on with --base",
+            why="the lengths of the base's rows are gone",
+            do="use the base",
+        )
+    if weights.base_sha256 and weights.base_sha256 == weights_sha256(find_model(base)):
+        raise AdapterError(
+            "the adapter is not in this model",
+            where=where,
+            why=f"'{base}' has the very weights that the adapter was trained on",
+            do="name the merged model with --base",
         )
 
 
@@ -196,8 +243,7 @@ def _logits(
         return change, None
     # Taken out: the result with the adapter attached must answer as what we began with.
     model, expected = (merged_model.model, before) if subtract else (base.model, merged)
-    free = AdapterWeights(updates=weights.updates, settings=weights.settings)  # shapes were checked above
-    load_weights(model, free, where=where)
+    load_weights(model, weights, where=where)
     return change, float((_probe(model, ids) - expected).abs().max())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from phinetune.base.errors import AdapterError, SettingsError, UserError
 from phinetune.base.events import Event, Noted, Warned
 from phinetune.base.files import committed_dir, manifest_fault, sha256_file
 from phinetune.lora.attach import Adapter
-from phinetune.lora.files import CONFIG_FILE, WEIGHTS_FILE, load_weights
+from phinetune.lora.files import CONFIG_FILE, WEIGHTS_FILE, check_base, load_weights
 from phinetune.lora.peft_format import read_peft
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.weights import AdapterWeights
@@ -54,6 +55,13 @@ def read_beginning(place: Path) -> Beginning:
             do="name a finished run, or an adapter as a PEFT directory (see 'phinetune adapter convert')",
         )
     weights = read_peft(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise AdapterError(
+            "training goes on from safetensors alone",
+            where=str(folder),
+            why=f"{WEIGHTS_FILE} is not in it",
+            do=f"phinetune adapter convert {shlex.quote(str(folder))} NEW, and go on from that",
+        )
     return Beginning(folder=folder.resolve(), weights=weights, lineage=_lineage(folder, weights.metadata))
 
 
@@ -111,7 +119,11 @@ def attached(base: Base, beginning: Beginning, dropout: float) -> Adapter:
     """
     shape = dataclasses.replace(beginning.weights.settings, dropout=dropout)
     weights = dataclasses.replace(beginning.weights, settings=shape)
-    return load_weights(base.model, weights, where=str(beginning.folder), base_sha256=base.sha256)
+    where = str(beginning.folder)
+    name = weights.metadata.get("base_name") or weights.base_name or "the base it was trained on"
+    do = f"set model to {name}, or train a new adapter: leave --from-adapter out"
+    check_base(weights, where=where, base_sha256=base.sha256, do=do)
+    return load_weights(base.model, weights, where=where)
 
 
 def notes_on(beginning: Beginning, differing: list[str]) -> Iterator[Event]:

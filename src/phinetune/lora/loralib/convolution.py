@@ -61,11 +61,16 @@ class ConvLoRA(LoRALayer):
     def forward(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
         if not self.has_lora or self.merged:
-            out: Tensor = conv(x)
-            return out
-        weight = conv.weight + (self.lora_B @ self.lora_A).view(conv.weight.shape) * self.scaling
-        adapted: Tensor = conv._conv_forward(x, weight, conv.bias)
-        return adapted
+            plain: Tensor = conv(x)
+            return plain
+        out: Tensor
+        update = (self.lora_B @ self.lora_A).view(conv.weight.shape) * self.scaling
+        if isinstance(self.lora_dropout, nn.Dropout) and self.lora_dropout.training:
+            # Two convolutions: the update alone sees what dropout leaves.
+            out = conv(x) + conv._conv_forward(self.lora_dropout(x), update, None)
+        else:
+            out = conv._conv_forward(x, conv.weight + update, conv.bias)
+        return out
 
 
 class Conv1d(ConvLoRA):

@@ -32,7 +32,7 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
 
 
 def _lora_biases(model: nn.Module) -> set[str]:
-    """Names of the biases that stand beside an A and a B."""
+    """Names of the biases of loralib's layers, those of rank 0 among them: what is trained is saved."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoRALayer)]
     return {
         f"{name}.{bias}".removeprefix(".")

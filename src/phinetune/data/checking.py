@@ -38,7 +38,7 @@ _NOT_FOR_TRAINING = ("test", "valid", "eval", "dev")
 class CheckOptions:
     """What a check may use. `max_judged` bounds the rows that the filter judges; None is all.
 
-    Looking for duplicates takes some 500 bytes of memory for each row; everything else takes 30.
+    Looking for duplicates takes some 750 bytes of memory for each row; everything else takes 30.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)

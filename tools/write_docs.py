@@ -78,7 +78,9 @@ def type_text(name: str) -> str:
         if "enum" in kind:
             texts.append(" | ".join(f"`{value}`" for value in kind["enum"]))
             continue
-        text = {"null": "null", "array": "list of names"}.get(kind["type"], kind["type"])
+        is_numbers = kind.get("items", {}).get("type") == "integer"
+        words = {"array": f"list of {'numbers' if is_numbers else 'names'}", "object": "number by name"}
+        text = words.get(kind["type"], kind["type"])
         limits = [
             f"{sign} {kind[key]:g}"
             for key, sign in (

@@ -81,8 +81,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", force_b
     spec = settings.model if settings else _base_name(adapter_folder) if adapter_folder else str(name)
     root = run.path.parent.parent if run else None
     base = load_base(spec, device_name=device, dtype=dtype, root=root)
-    weights = read_adapter(adapter_folder) if adapter_folder else None
-    is_alone = adapter_folder is not None and weights is not None and weights.uses_dora
+    weights = read_adapter(adapter_folder, takes_whole=True) if adapter_folder else None
+    is_alone = adapter_folder is not None and weights is not None and weights.is_alone
     model = Model(
         str(name),
         base,

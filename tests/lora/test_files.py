@@ -111,8 +111,7 @@ FAULTS = {
     "rank pattern a regex": (lambda f: edit_config(f, rank_pattern={"(a+)+x": 4}), "regular expression"),
     "rank pattern a list": (lambda f: edit_config(f, rank_pattern=[3]), "lacks a usable value"),
     "alpha pattern NaN": (lambda f: edit_config(f, alpha_pattern={"q": float("nan")}), "usable value"),
-    "bias": (lambda f: edit_config(f, bias="all"), "uses 'bias'"),
-    "modules to save": (lambda f: edit_config(f, modules_to_save=["lm_head"]), "uses 'modules_to_save'"),
+    "modules to save": (lambda f: edit_config(f, modules_to_save=["lm_head"]), "no weights of 'lm_head'"),
     "activated LoRA": (lambda f: edit_config(f, alora_invocation_tokens=[1]), "alora_invocation_tokens"),
     "PiSSA": (lambda f: edit_config(f, init_lora_weights="pissa_niter_4"), "started with 'pissa_niter_4'"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "there are no adapter weights"),
@@ -129,6 +128,7 @@ FAULTS = {
     "DoRA tensor": (lambda f: edit_weights(f, lambda w: w.update({MAGNITUDE: torch.ones(1)})), "not say"),
 }  # fmt: skip
 OTHER_BASE = {
+    "bias": (lambda f: edit_config(f, bias="all"), "no biases to train"),
     "other names": (lambda f: edit_weights(f, renamed), "does not have"),
     "other shape": (lambda f: edit_weights(f, lambda w: w.update({KEY: torch.ones(4, 33)})), "wrong shape"),
 }

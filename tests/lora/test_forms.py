@@ -136,8 +136,7 @@ def test_dora_comes_back_byte_for_byte_and_answers_as_in_peft(tmp_path):
         with pytest.raises(AdapterError, match="DoRA"):
             write_adapter(found, tmp_path / NAMES[form], form)
         assert not (tmp_path / NAMES[form]).exists()
-    with pytest.raises(AdapterError, match="cannot be attached"):
-        logits_with(found)
+    torch.testing.assert_close(logits_with(found), logits(theirs), rtol=1e-5, atol=2e-5)
 
 
 class Attention(nn.Module):

@@ -12,7 +12,10 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, ModelError, UserError
+from phinetune.lora.attach import LoraSettings, attach
+from phinetune.lora.files import save_adapter
 from phinetune.lora.fusing import fuse, split
+from phinetune.lora.peft_format import read_peft
 from phinetune.models.catalog import weights_sha256
 from phinetune.models.merged import check_fit, merge, model_type_of, part_sizes
 
@@ -163,7 +166,7 @@ def test_dora_is_merged_by_its_own_arithmetic_but_not_taken_out(tmp_path):
     lengths = {name: torch.linspace(1, 2, u.out_features) for name, u in plain.updates.items()}
     dora = plain.with_updates({n: replace(u, magnitude_O=lengths[n]) for n, u in plain.updates.items()})
     report = merge(dora, str(base), tmp_path / "merged", where="x")
-    assert report.logit_error is None
+    assert report.logit_error < 1e-4 < report.logit_change
     after = load_file(tmp_path / "merged" / "model.safetensors")
     for name, length in lengths.items():
         torch.testing.assert_close(torch.linalg.norm(after[f"{name}.weight"], dim=1), length)
@@ -209,3 +212,47 @@ def test_an_adapter_fused_by_the_bases_config_fits_it(tmp_path):
         rtol=0,
         atol=0,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"modules_to_save": ("lm_head", "model.norm")}),
+        ("phi4-mini", {"trainable_token_indices": (9, 4)}),  # embedding and head are one
+        ("gpt2", {"bias": "all"}),
+    ],
+)
+def test_what_was_trained_whole_takes_the_place_of_the_bases_own(tmp_path, name, settings):
+    base = base_folder(tmp_path, name)
+    model = tiny_model(name, implementation="eager")
+    adapter = attach(model, LoraSettings(rank=2, **settings), seed=0)
+    with torch.no_grad():
+        for weight in adapter.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    (tmp_path / "adapter").mkdir()
+    save_adapter(adapter, tmp_path / "adapter", base_name="x", metadata={})
+    weights = read_peft(tmp_path / "adapter")
+    check_fit(weights, str(base), where="x")
+    report = merge(weights, str(base), tmp_path / "merged", where="x")
+    assert report.logit_error < 1e-4 < report.logit_change
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-4)
+    with pytest.raises(AdapterError, match="trained whole"):
+        merge(weights, str(tmp_path / "merged"), tmp_path / "again", where="x", subtract=True)
+    with pytest.raises(IncompatibleLowRankAdapter):
+        check_fit(
+            weights, str(base_folder(tmp_path / "other", "llama" if name == "gpt2" else "gpt2")), where="x"
+        )
+
+
+def test_rows_of_tokens_that_the_base_has_not_are_refused_before_anything_is_written(tmp_path):
+    base = base_folder(tmp_path, "llama")
+    weights = replace(
+        free(made_up("llama")),
+        whole={"model.embed_tokens.trainable_tokens_delta": torch.zeros(2, 32)},
+    )
+    for indices in ((3, 97), (-1, 3)):
+        wrong = replace(weights, settings=replace(weights.settings, trainable_token_indices=indices))
+        with pytest.raises(IncompatibleLowRankAdapter, match="tokens that the base does not have"):
+            merge(wrong, str(base), tmp_path / "merged", where="x")
+        assert not (tmp_path / "merged").exists()

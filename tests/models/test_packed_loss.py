@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, SHORT_CONTEXT, VOCAB, random_rows, tiny_base
+from tiny_models import ARCHITECTURES, MIXTURES, SHORT_CONTEXT, VOCAB, random_rows, tiny_base
 from torch.nn.functional import cross_entropy
 
 from phinetune.models import attention
@@ -40,7 +40,7 @@ def _plain_math_in_float32(monkeypatch):
     monkeypatch.setattr(attention, "PLAIN_MATH_DTYPES", (torch.float32, torch.bfloat16))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MIXTURES])
 def test_packed_loss_and_scores_equal_transformers_one_by_one(name):
     base, rows = tiny_base(name), random_rows(LENGTHS)
     nll, is_correct = by_transformers(base, rows)
@@ -64,6 +64,8 @@ def test_the_loss_bites_where_the_architecture_differs(name):
         "phi3-window": {"sliding_window": None},
         "mistral-window": {"sliding_window": None},
         "gemma2": {"attn_logit_softcapping": None},
+        "gemma3": {"sliding_window": 500},
+        "smollm3": {"no_rope_layers": [1, 1]},
         "phi3.5-longrope": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         "phi4-mini": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     }.get(name)
@@ -74,7 +76,7 @@ def test_the_loss_bites_where_the_architecture_differs(name):
     assert (nll - differing).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MIXTURES])
 def test_no_segment_sees_another(name):
     base, rows = tiny_base(name), random_rows(LENGTHS)
     before = base.hidden_states(PackedBatch.lay(rows))
@@ -109,7 +111,7 @@ def test_loss_and_gradient_of_the_hidden_states_are_torchs(name, rows_per_chunk,
     hidden = torch.randn(23, 32, generator=generator, requires_grad=True)
     plain = hidden.detach().clone().requires_grad_()
 
-    loss = loss_module._SummedLoss.apply(hidden, targets, base, smoothing)
+    loss = loss_module._SummedLoss.apply(hidden, targets, base, smoothing, None, None, None)
     (3.5 * loss).backward()
     logits = base.head_logits(plain).float()
     expected = cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)

@@ -66,6 +66,17 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "lora_r": ("8", "num_parameters", {}),
     "lora_alpha": ("1", "adapter", {}),
     "lora_target_modules": ("[o_proj]", "targets", {}),
+    "use_rslora": ("true", "adapter", {}),
+    "loraplus_lr_ratio": ("4", "adapter", {}),
+    "use_dora": ("true", "num_parameters", {}),
+    "init_lora_weights": ("pissa", "adapter", {}),
+    "bias": ("all", "refusal", {}),  # the model has none
+    "modules_to_save": ("[norm]", "num_parameters", {}),
+    "trainable_token_indices": ("[5]", "num_parameters", {}),
+    "rank_pattern": ("{o_proj: 2}", "num_parameters", {}),
+    "alpha_pattern": ("{o_proj: 2}", "adapter", {}),
+    "layers_to_transform": ("[1]", "num_parameters", {}),
+    "layers_pattern": ("[h]", "refusal", {"layers_to_transform": "[1]"}),
     "optimizer": ("lion", "adapter", {}),
     "sgd_momentum": ("0.5", "adapter", {"optimizer": "sgd"}),
     "label_smoothing": ("0.2", "adapter", {}),
@@ -102,6 +113,7 @@ def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
     assert {name for name, _ in choices()} == {
         "lr_scheduler_type", "evaluation_strategy", "optimizer", "loss_on", "overlong", "device", "dtype",
+        "bias",
     }  # fmt: skip
 
 

@@ -11,13 +11,18 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from phinetune.data.conversation import Source
@@ -65,13 +70,18 @@ ARCHITECTURES = (
     "qwen2",
     "qwen3",
     "mistral-window",
+    "gemma",
     "gemma2",
+    "gemma3",
+    "smollm3",
     "gpt2",
 )
+# Mixtures of experts: what the experts hold are no linear layers.
+MIXTURES = ("mixtral", "qwen3-moe")
 
 
 def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
-    """The configuration of one of `ARCHITECTURES`."""
+    """The configuration of one of `ARCHITECTURES` or `MIXTURES`."""
     match name:
         case "phi3":
             return Phi3Config(**{**_SIZES, **changes})
@@ -110,6 +120,22 @@ def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
                     **changes,
                 }
             )
+        case "gemma":
+            return GemmaConfig(**{**_GROUPED, "head_dim": 8, **changes})
+        case "gemma3":
+            # Two kinds of layers with rotary frequencies of their own, an embedding that scales itself.
+            kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+            return Gemma3TextConfig(
+                **{**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, **kinds, **changes}
+            )
+        case "smollm3":
+            return SmolLM3Config(**{**_GROUPED, "no_rope_layers": [1, 0], **changes})
+        case "mixtral":
+            experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+            return MixtralConfig(**{**_GROUPED, **experts, **changes})
+        case "qwen3-moe":
+            experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+            return Qwen3MoeConfig(**{**_GROUPED, "head_dim": 8, **experts, **changes})
         case "gpt2":
             no_dropout = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
             sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}

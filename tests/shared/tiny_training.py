@@ -9,8 +9,9 @@ from typing import Any
 from tiny_models import random_rows, tiny_base
 
 from phinetune.base.events import Event
-from phinetune.lora.attach import Adapter, LoraSettings, attach
+from phinetune.lora.attach import Adapter, attach
 from phinetune.models.loading import Base
+from phinetune.runs.prepare import lora_settings
 from phinetune.text.render import Rendered
 from phinetune.training.fitting import Fitted
 from phinetune.training.loop import start, train
@@ -73,11 +74,7 @@ def tiny_training(
     """A training that has not begun; the model is the same whatever the settings."""
     settings = small_settings(**changes)
     base = tiny_base(name)
-    shape = LoraSettings(
-        rank=settings.lora_r, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-    )  # fmt: skip
-    adapter = attach(base.model, shape, seed=settings.seed)
+    adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
     train_rows, test_rows = random_rows(train_lengths, seed=1), random_rows(test_lengths, seed=2)
     return TinyTraining(
         base=base,

@@ -255,7 +255,7 @@ def test_defaults_are_those_of_the_published_list():
     }  # fmt: skip
     settings = TrainingSettings()
     assert {key: getattr(settings, key) for key in expected} == expected
-    ours = {name for name in TrainingSettings.model_fields if group_of(name) == "phinetune"}
+    ours = {name for name in TrainingSettings.model_fields if group_of(name) in ("phinetune", "variants")}
     assert ours.isdisjoint(expected)
     assert ours | set(expected) == set(TrainingSettings.model_fields)
 
@@ -274,3 +274,37 @@ def test_derived_values_follow():
     assert not settings.has_warmup
     assert TrainingSettings(lr_scheduler_type="cosine_with_warmup").has_warmup
     assert math.isclose(TrainingSettings().scaling, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ("use_dora: true\ninit_lora_weights: pissa\n", "two settings are in conflict", 2),
+        ("init_lora_weights: eva\n", "'init_lora_weights' cannot be", 1),
+        ("init_lora_weights: pissa_niter_0\n", "'init_lora_weights' cannot be", 1),
+        ("rank_pattern: {o_proj: 0}\n", "'rank_pattern' cannot be", 1),
+        ("alpha_pattern: {o_proj: -1}\n", "'alpha_pattern' cannot be", 1),
+        ("layers_to_transform: []\n", "'layers_to_transform' cannot be", 1),
+        ("layers_to_transform: [-1]\n", "'layers_to_transform' cannot be", 1),
+        ("trainable_token_indices: [-3]\n", "'trainable_token_indices' cannot be", 1),
+        ("bias: some\n", "'bias' cannot be", 1),
+        ("loraplus_lr_ratio: 0\n", "'loraplus_lr_ratio' cannot be", 1),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_with_its_line(tmp_path, text, what, line):
+    path = tmp_path / "lora.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=what) as caught:
+        load_settings(path)
+    assert caught.value.where == f"{path}:{line}"
+
+
+def test_patterns_and_numbers_of_blocks_are_read_and_written_back(tmp_path):
+    path = tmp_path / "lora.yaml"
+    path.write_text("rank_pattern: {o_proj: 4, layers.0.mlp.down_proj: 8}\nalpha_pattern: {o_proj: 8}\n"
+                    "layers_to_transform: [0, 1]\ninit_lora_weights: pissa_niter_4\n")  # fmt: skip
+    settings = load_settings(path)
+    assert settings.rank_pattern == {"o_proj": 4, "layers.0.mlp.down_proj": 8}
+    assert settings.alpha_pattern == {"o_proj": 8.0}
+    path.write_text(lora_yaml(settings))
+    assert load_settings(path) == settings

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_training import small_settings, tiny_training
 
-from phinetune.base.events import Evaluated
+from phinetune.base.events import Evaluated, Stepped
 from phinetune.training.lion import Lion
 from phinetune.training.optimizers import make_optimizer, weight_groups
 from phinetune.training.settings import OptimizerName
@@ -99,3 +99,45 @@ def test_momentum_is_read():
     training = tiny_training(optimizer="sgd", sgd_momentum=0.7)
     (group,) = training.state.optimizer.param_groups
     assert group["momentum"] == 0.7
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_plus_makes_pefts_update():
+    """Six steps at a falling rate: A at the rate, B at four times it."""
+    from peft.optimizers import create_loraplus_optimizer
+    from peft_twins import peft_twin, trained_of
+
+    training = tiny_training("llama", loraplus_lr_ratio=4.0, num_training_steps=6, max_grad_norm=1e9)
+    theirs = peft_twin("llama", r=4, target_modules=list(training.adapter.target_modules))
+    twins = trained_of(theirs)
+    optimizer = create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=1.0, loraplus_lr_ratio=4.0, betas=(0.9, 0.95), eps=1e-8
+    )
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    training.adapter.restore({key: weight.detach() for key, weight in twins.items()})
+    own_step = training.state.optimizer.step
+    factors = [group["lr"] for group in optimizer.param_groups]
+
+    def step(*args, **kwargs):
+        rate = training.state.optimizer.param_groups[0]["lr"]
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = factor * rate
+        for key, weight in training.adapter.named_parameters():
+            twins[key].grad = weight.grad.clone()
+        optimizer.step()
+        return own_step(*args, **kwargs)
+
+    training.state.optimizer.step = step
+    best = dict(training.adapter.snapshot())
+    for event in training.events():
+        if isinstance(event, Stepped):
+            best = training.adapter.snapshot()
+    assert len(training.state.optimizer.param_groups) == 2
+    for key, weight in best.items():
+        torch.testing.assert_close(weight, twins[key].detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_without_lora_plus_all_matrices_are_one_group():
+    training = tiny_training()
+    (group,) = training.state.optimizer.param_groups
+    assert group["rate_ratio"] == 1

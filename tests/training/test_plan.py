@@ -137,3 +137,11 @@ def test_cut_and_dropped_chats_are_reported():
         plan = make_plan(small_settings(overlong="cut"), some, fitted(rows))
         assert any("3 cut" in c.what or "3 left out" in c.what for c in plan.warnings)
         assert plan.train.num_examples == 5 + changes["num_dropped"]
+
+
+def test_dora_with_dropout_is_reported_as_slow():
+    def said(**changes):
+        return [caution.propose for caution in plan_of(**changes).warnings if "DoRA" in caution.what]
+
+    assert said(use_dora=True, lora_dropout=0.1) == ["lora_dropout: 0.0"]
+    assert said(use_dora=True, lora_dropout=0.0) == said(lora_dropout=0.1) == []

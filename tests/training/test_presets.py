@@ -192,6 +192,18 @@ def test_a_key_of_the_trainer_becomes_the_setting_that_does_the_same(tmp_path, p
         ("'target_modules': 'o_proj'", "lora_target_modules", ("o_proj",)),
         ("'target_modules': None", "lora_target_modules", None),
         ("'use_dora': False, 'rank_pattern': {}, 'layers_to_transform': None, 'r': 4", "lora_r", 4),
+        ("'use_rslora': True", "use_rslora", True),
+        ("'use_dora': True", "use_dora", True),
+        ("'init_lora_weights': True", "init_lora_weights", "paper"),
+        ("'init_lora_weights': 'pissa_niter_16'", "init_lora_weights", "pissa_niter_16"),
+        ("'bias': 'lora_only'", "bias", "lora_only"),
+        ("'modules_to_save': ['lm_head']", "modules_to_save", ("lm_head",)),
+        ("'modules_to_save': None, 'trainable_token_indices': [7]", "trainable_token_indices", (7,)),
+        ("'rank_pattern': {'o_proj': 4}", "rank_pattern", {"o_proj": 4}),
+        ("'rank_pattern': None", "rank_pattern", {}),
+        ("'alpha_pattern': {'o_proj': 4}", "alpha_pattern", {"o_proj": 4.0}),
+        ("'layers_to_transform': 3", "layers_to_transform", (3,)),
+        ("'layers_to_transform': [0, 3], 'layers_pattern': 'h'", "layers_pattern", ("h",)),
     ],
 )
 def test_a_key_of_peft_becomes_the_setting_that_does_the_same(tmp_path, pair, setting, value):
@@ -209,10 +221,16 @@ def test_a_key_of_peft_becomes_the_setting_that_does_the_same(tmp_path, pair, se
         ("training_config = {\n 'learning_rate': 'high'}\n", "'learning_rate' cannot be", 1),
         ("training_config = 3\n", "does not hold settings", None),
         ("training_config: 3\n", "training_config is not a dictionary", 1),
-        ("peft_config = {\n 'bias': 'all'}\n", "'bias' cannot be 'all'", 2),
+        ("peft_config = {\n 'bias': 'some'}\n", "'bias' cannot be", 1),
         ("peft_config = {\n 'task_type': 'SEQ_CLS'}\n", "'task_type' cannot be", 2),
-        ("peft_config = {\n 'modules_to_save': ['lm_head']}\n", "'modules_to_save' cannot be", 2),
-        ("peft_config = {\n 'layers_to_transform': [0]}\n", "'layers_to_transform' cannot be", 2),
+        ("peft_config = {\n 'init_lora_weights': 'eva'}\n", "'init_lora_weights' cannot be", 1),
+        (
+            "peft_config = {\n 'trainable_token_indices': {'wte': [3]}}\n",
+            "'trainable_token_indices' cannot",
+            1,
+        ),
+        ("peft_config = {\n 'exclude_modules': ['o_proj']}\n", "'exclude_modules' cannot be", 2),
+        ("peft_config = {\n 'rank_pattern': {'o_proj': 0}}\n", "'rank_pattern' cannot be", 1),
     ],
 )
 def test_what_has_no_counterpart_is_refused_with_its_line(tmp_path, text, what, line):

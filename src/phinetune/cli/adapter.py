@@ -67,7 +67,7 @@ def show(
     """Show what an adapter holds: layers, ranks, scales, parameters and which base it belongs to."""
     from phinetune.cli.adapter_view import adapter_record, show_adapter
 
-    found = read(place, alpha, merged, fan_in_fan_out)
+    found = read(place, alpha, merged, fan_in_fan_out, takes_whole=True)
     if json:
         console.print_json(adapter_record(found.weights, found.form, found.path))
         return
@@ -152,7 +152,7 @@ def merge(
             why="the base that the adapter names does not have it in",
             do="name the merged model: --base MODEL",
         )
-    found = read(place, alpha, merged, fan_in_fan_out)
+    found = read(place, alpha, merged, fan_in_fan_out, takes_whole=True)
     name = base_of(found.weights, base, str(place))
     console.note(f"plan     {len(found.weights.updates)} layers of {name}, one shard at a time", style="dim")
     report = merge_into(found.weights, name, out, where=str(place), subtract=subtract, force_base=force_base)

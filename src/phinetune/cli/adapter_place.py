@@ -32,8 +32,18 @@ class Found:
     told: Told
 
 
-def read(place: Path, alpha: float | None, merged: list[str] | None, fan_in_fan_out: bool) -> Found:
-    """The adapter at a path or of a run; raises `UserError` naming what is wrong with it."""
+def read(
+    place: Path,
+    alpha: float | None,
+    merged: list[str] | None,
+    fan_in_fan_out: bool,
+    *,
+    takes_whole: bool = False,
+) -> Found:
+    """The adapter at a path or of a run; raises `UserError` naming what is wrong with it.
+
+    With `takes_whole` it may hold more than updates: biases, modules, token rows.
+    """
     from phinetune.lora.forms import Told, form_of, read_adapter
     from phinetune.lora.loralib_format import MergedParts
 
@@ -50,7 +60,8 @@ def read(place: Path, alpha: float | None, merged: list[str] | None, fan_in_fan_
             ) from None
     told = Told(alpha=alpha, merged=parts, fan_in_fan_out=fan_in_fan_out)
     path = adapter_path(place)
-    return Found(weights=read_adapter(path, told), form=form_of(path), path=path, told=told)
+    weights = read_adapter(path, told, takes_whole=takes_whole)
+    return Found(weights=weights, form=form_of(path), path=path, told=told)
 
 
 def told_options(alpha: float | None, merged: list[str] | None, fan_in_fan_out: bool) -> str:

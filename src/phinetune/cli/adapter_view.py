@@ -37,6 +37,7 @@ def adapter_record(weights: AdapterWeights, form: Form, path: Path) -> dict[str,
         "rank_pattern": dict(weights.settings.rank_pattern),
         "alpha_pattern": dict(weights.settings.alpha_pattern),
         "num_parameters": weights.num_parameters,
+        "trained_whole": sorted(weights.whole),
         "targets": [dict(zip(_COLUMNS, row, strict=True)) for row in _rows(weights)],
         "metadata": dict(weights.metadata),
     }
@@ -72,6 +73,7 @@ def show_adapter(weights: AdapterWeights, form: Form, path: Path) -> None:
         f"base     {weights.base_name or 'not said'}",
         f"rank     {settings.rank}, alpha {settings.alpha:g}{''.join(', ' + extra for extra in extras)}",
         f"trained  {weights.num_parameters:,} parameters in {len(weights.updates)} layers",
+        *([f"whole    {', '.join(sorted(weights.whole))}"] if weights.whole else []),
         *(f"before   {ancestor}" for ancestor in _ancestors(weights)),
         "",
     )

@@ -42,7 +42,8 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if batches := plan.get("batches"):
         yield "auto", ", ".join(f"{name}: {number}" for name, number in batches.items())
     if coverage := plan.get("coverage"):
-        yield "adapter", _coverage_text(coverage)
+        method = plan.get("method")
+        yield "adapter", _coverage_text(coverage) + (f"; {method}" if method else "")
     if compute := plan.get("compute"):
         yield "compute", str(compute)
     if forecast := plan.get("forecast"):
@@ -70,7 +71,10 @@ def _forecast_text(forecast: Mapping[str, Any]) -> str:
 
 
 def _coverage_text(coverage: list[Mapping[str, Any]]) -> str:
-    layers = ", ".join(f"{row['num_layers']} {row['target']}" for row in coverage)
+    kinds = {"rows": " rows of", "module": " whole"}
+    layers = ", ".join(
+        f"{row['num_layers']}{kinds.get(row.get('kind', ''), '')} {row['target']}" for row in coverage
+    )
     return f"{sum(row['num_parameters'] for row in coverage):,} weights in {layers}"
 
 

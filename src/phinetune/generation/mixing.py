@@ -26,7 +26,7 @@ from torch.nn.functional import linear
 from phinetune.base.errors import AdapterError
 from phinetune.lora.attach import linear_layers
 from phinetune.lora.files import check_layers
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights, Update, require_updates_only
 
 # From this length on a run has products of its own (8 rows of 400 tokens, rank 16: 87 instead of 77 % of the
 # base's pace; of 130 tokens: 79 instead of 86, small products being slow to start). Their lengths are filled
@@ -140,6 +140,12 @@ class MixedLinear(nn.Module):
         """The frozen weight: model code may ask for its type."""
         return self._weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias: an attached adapter's layer computes with the parts of what it stands on."""
+        bias: Tensor | None = self.inner.bias  # type: ignore[assignment]
+        return bias
+
     def place(self, seat: int, update: Update | None) -> None:
         """Seat an update; None empties the seat."""
         self._range = None
@@ -240,6 +246,7 @@ class MixedLayers:
                 why="its magnitudes scale the base's own weights",
                 do="merge it into the base: phinetune adapter merge",
             )
+        require_updates_only(weights, where)
         check_layers({name: layer.inner for name, layer in self._layers.items()}, weights, where)
 
     def place(self, seat: int, weights: Mapping[str, Update]) -> None:

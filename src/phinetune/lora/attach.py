@@ -1,24 +1,27 @@
-"""Choose the layers of a model to adapt, put LoRA layers in their place, and say what was covered.
+"""Put LoRA layers in the place of a model's chosen layers, and say what was covered.
 
-A name that matches nothing is an error: a half-attached adapter trains and answers, only badly.
-Knows nothing of files or training.
+Knows nothing of how layers are chosen, of files or of training.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
 
-from phinetune.base.errors import SettingsError, nearest
+from phinetune.base.errors import SettingsError
 from phinetune.base.seeds import derive
+from phinetune.lora.dora import DoraLinear
+from phinetune.lora.initial import layer_maker
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
+from phinetune.lora.targets import DEFAULT_TARGETS, choose, default_targets, linear_layers
+from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.whole import Kind, Part, make_part, whole_names
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -31,40 +34,40 @@ __all__ = [
     "require_bare",
 ]
 
-# Every linear layer of the decoder blocks, by transformers' `model_type`.
-DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
-    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-}
-_SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-for _model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3"):
-    DEFAULT_TARGETS[_model_type] = _SPLIT
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """One row of the coverage table: a target name, how many layers it matched, what it trains."""
+    """One row of the coverage table: a target name, how many layers it matched, what it trains.
+
+    Of weights trained whole: `num_layers` modules, or tokens where `kind` is rows.
+    """
 
     target: str
     num_layers: int
     in_features: int
     out_features: int
     num_parameters: int
+    kind: Kind | Literal["update"] = "update"
 
 
 class Adapter:
     """The LoRA layers attached to one model, by the module path they took the place of."""
 
-    def __init__(self, layers: dict[str, LoraLinear], settings: LoraSettings) -> None:
+    def __init__(
+        self, layers: dict[str, LoraLinear], settings: LoraSettings, parts: Sequence[Part] = ()
+    ) -> None:
         self.layers = layers
         self.settings = settings
+        # What is trained whole beside the layers.
+        self.parts = tuple(parts)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """A and B of every layer as `<module>.lora_A`, `<module>.lora_B`, in the order of the model."""
+        """`<module>.lora_A`, `<module>.lora_B` and so on of every layer, in the order of the model."""
         for name, layer in self.layers.items():
-            yield f"{name}.lora_A", layer.lora_A
-            yield f"{name}.lora_B", layer.lora_B
+            for part, weight in layer.trained():
+                yield f"{name}.{part}", weight
+        for whole in self.parts:
+            yield whole.place.name, whole.weight
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained weights, in the order of the model."""
@@ -90,40 +93,99 @@ class Adapter:
                     num_layers=len(layers),
                     in_features=layers[0].in_features,
                     out_features=layers[0].out_features,
-                    num_parameters=sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers),
+                    num_parameters=sum(w.numel() for layer in layers for _, w in layer.trained()),
                 )
             )
-        return rows
+        return [*rows, *self._whole_coverage()]
+
+    def _whole_coverage(self) -> Iterator[Coverage]:
+        kinds: dict[tuple[str, Kind], list[Part]] = {}
+        for part in self.parts:
+            place = part.place
+            target = "bias" if place.kind == "bias" else place.module.rsplit(".", 1)[-1]
+            kinds.setdefault((target, place.kind), []).append(part)
+        for (target, kind), parts in kinds.items():
+            shape = parts[0].weight.shape
+            yield Coverage(
+                target=target,
+                num_layers=shape[0] if kind == "rows" else len({part.place.module for part in parts}),
+                in_features=shape[1] if len(shape) > 1 else 1,
+                out_features=shape[0],
+                num_parameters=sum(part.weight.numel() for part in parts),
+                kind=kind,
+            )
 
     def reset(self, seed: int) -> None:
         """Fresh weights: a pure function of the seed and each layer's name."""
         for name, layer in self.layers.items():
             layer.reset(torch.Generator().manual_seed(derive(seed, "lora", name)))
+        for part in self.parts:
+            part.reset()
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as the base alone."""
-        before = [layer.is_enabled for layer in self.layers.values()]
-        for layer in self.layers.values():
+        switched = (*self.layers.values(), *self.parts)
+        before = [layer.is_enabled for layer in switched]
+        for layer in switched:
             layer.is_enabled = False
         try:
             yield
         finally:
-            for layer, was_enabled in zip(self.layers.values(), before, strict=True):
+            for layer, was_enabled in zip(switched, before, strict=True):
                 layer.is_enabled = was_enabled
 
+    @property
+    def has_other_form(self) -> bool:
+        """Whether files hold the weights in another form, from which they cannot be told exactly."""
+        return self.settings.starts_in_base
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights, and what else says what the adapter computes."""
+        yield from self.named_parameters()
+        for name, layer in self.layers.items():
+            for part, tensor in layer.fixed():
+                yield f"{name}.{part}", tensor
+
+    @property
+    def num_stored(self) -> int:
+        """The numbers of a snapshot."""
+        return sum(tensor.numel() for _, tensor in self.named_tensors())
+
+    def copied_bytes(self, dtype: torch.dtype) -> int:
+        """What a forward pass of any length keeps of the layers' weights in another form or type."""
+        return dtype.itemsize * sum(layer.num_copied(dtype) for layer in self.layers.values())
+
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights on the CPU, by the names of `named_parameters`."""
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.named_parameters()}
+        """A copy of the weights on the CPU, by the names of `named_tensors`."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.named_tensors()}
 
     def restore(self, weights: dict[str, torch.Tensor]) -> None:
         """Set the weights to those of a `snapshot`."""
         with torch.no_grad():
-            for name, weight in self.named_parameters():
-                weight.copy_(weights[name])
+            for name, tensor in self.named_tensors():
+                tensor.copy_(weights[name])
+
+    def updates(self) -> dict[str, Update]:
+        """A copy of the weights, as files hold them."""
+        return {name: layer.update() for name, layer in self.layers.items()}
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """A copy of what is trained whole, as files hold it."""
+        return {part.place.name: part.weight.detach().to("cpu", copy=True) for part in self.parts}
+
+    def take(self, weights: AdapterWeights) -> None:
+        """Set the weights to those of a file."""
+        for name, layer in self.layers.items():
+            layer.take(weights.updates[name])
+        with torch.no_grad():
+            for part in self.parts:
+                part.weight.copy_(weights.whole[part.place.name])
 
     def detach(self, model: nn.Module) -> None:
         """Put the frozen layers back in their places."""
+        for part in reversed(self.parts):
+            part.detach(model)
         for name, layer in self.layers.items():
             _set_module(model, name, layer.base)
 
@@ -132,22 +194,19 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     """Freeze `model` and put a `LoraLinear` in the place of every targeted linear layer.
 
     Targets are last parts of module names (`qkv_proj`), module paths, or either with `*`.
-    Raises `SettingsError` when a target matches no linear layer, or the model has an adapter already.
+    Raises `SettingsError` when a target, pattern or layer number matches no linear layer, or the model
+    has an adapter already.
     """
     require_bare(model)
     linears = linear_layers(model)
-    targets = settings.target_modules or default_targets(model)
-    chosen: dict[str, nn.Module] = {}
-    for target in targets:
-        matched = [name for name in linears if _matches(name, target)]
-        if not matched:
-            raise _no_match(target, linears, settings.target_modules is not None)
-        chosen.update((name, linears[name]) for name in matched)
+    chosen = choose(model, linears, settings)
+    make = _layer_maker(settings)
+    places = whole_names(model, settings, chosen) if settings.has_whole else []
     model.requires_grad_(False)
     layers: dict[str, LoraLinear] = {}
     for name in linears:  # the order of the model, whatever the order of the targets
         if name in chosen:
-            layers[name] = LoraLinear(
+            layers[name] = make(
                 chosen[name],
                 rank=settings.rank_of(name),
                 scaling=settings.scaling_of(name),
@@ -155,9 +214,24 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
             )
             layers[name].train(chosen[name].training)  # a base that answers gets no dropout
             _set_module(model, name, layers[name])
-    adapter = Adapter(layers, settings)
+    if settings.modules_to_save:
+        modules = dict.fromkeys(place.module for place in places if place.kind == "module")
+        settings = replace(settings, modules_to_save=tuple(modules))
+    adapter = Adapter(layers, settings, [make_part(model, place, settings) for place in places])
     adapter.reset(seed)
     return adapter
+
+
+def _layer_maker(settings: LoraSettings) -> Callable[..., LoraLinear]:
+    if not settings.use_dora:
+        return layer_maker(settings)
+    if settings.init_lora_weights != "paper":
+        raise SettingsError(
+            f"DoRA cannot begin with {settings.init_lora_weights}",
+            where="init_lora_weights",
+            do="write init_lora_weights: paper, or use_dora: false",
+        )
+    return DoraLinear
 
 
 def require_bare(model: nn.Module) -> None:
@@ -168,44 +242,6 @@ def require_bare(model: nn.Module) -> None:
             why="a second one would be attached to the layers of the first",
             do="detach the first adapter, or load the base again",
         )
-
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers that can be adapted, by path; the output head is not one of them."""
-    find_head: Any = getattr(model, "get_output_embeddings", None)
-    head = find_head() if find_head else None
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
-    }
-
-
-def default_targets(model: nn.Module) -> tuple[str, ...]:
-    """All linear layers of the blocks: by architecture, or found by looking when it is not known."""
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
-    if model_type in DEFAULT_TARGETS:
-        return DEFAULT_TARGETS[model_type]
-    return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_layers(model)))
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}") or fnmatch.fnmatchcase(name, target)
-
-
-def _no_match(target: str, linears: dict[str, nn.Module], was_asked: bool) -> SettingsError:
-    known = sorted({name.rsplit(".", 1)[-1] for name in linears})
-    near = nearest(target, known)
-    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
-    fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
-    if fused.get(target) in known:
-        near = fused[target]
-    return SettingsError(
-        f"target module '{target}' matches no linear layer of the model",
-        where="lora_target_modules" if was_asked else "the default targets of this architecture",
-        why=f"the model's linear layers are named {', '.join(known)}",
-        do=f"write '{near}'" if near else "choose from these names",
-    )
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

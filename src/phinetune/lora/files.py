@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, nearest
+from phinetune.base.errors import IncompatibleLowRankAdapter, SettingsError, nearest
 from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
+from phinetune.lora.settings import LoraSettings, fits
 from phinetune.lora.tensor_file import read_header
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights, Update, described
+from phinetune.lora.whole import whole_names, whole_shape
 
 __all__ = [
     "CONFIG_FILE",
@@ -27,9 +30,10 @@ __all__ = [
     "load_adapter",
     "load_weights",
     "read_metadata",
-    "read_weights",
     "save_adapter",
 ]
+
+T = TypeVar("T")
 
 
 def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Mapping[str, str]) -> None:
@@ -37,13 +41,11 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
 
     `metadata` goes into the safetensors header, for example `base_sha256`.
     """
-    kept = adapter.snapshot()
+    updates = adapter.updates()
     weights = AdapterWeights(
-        updates={
-            name: Update(a_RI=kept[f"{name}.lora_A"], b_OR=kept[f"{name}.lora_B"], scaling=layer.scaling)
-            for name, layer in adapter.layers.items()
-        },
-        settings=adapter.settings,
+        updates=updates,
+        whole=adapter.whole(),
+        settings=_plain_settings(adapter.settings, updates) if adapter.has_other_form else adapter.settings,
         base_name=base_name,
         is_transposed=any(layer.is_transposed for layer in adapter.layers.values()),
     )
@@ -53,14 +55,6 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
 def read_metadata(folder: Path) -> dict[str, str]:
     """The metadata of an adapter's weights file; empty for a file made elsewhere."""
     return read_header(folder / WEIGHTS_FILE)
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a PEFT directory, by the names of `Adapter.named_parameters`."""
-    weights: dict[str, torch.Tensor] = {}
-    for name, update in read_peft(folder).updates.items():
-        weights[f"{name}.lora_A"], weights[f"{name}.lora_B"] = update.a_RI, update.b_OR
-    return weights
 
 
 def load_adapter(model: nn.Module, folder: Path, *, base_sha256: str = "") -> Adapter:
@@ -77,22 +71,68 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     """
     require_bare(model)
     check_base(weights, where=where, base_sha256=base_sha256)
-    if weights.uses_dora:
-        raise AdapterError(
-            "the adapter uses 'use_dora', which cannot be attached",
-            where=where,
-            why="its layers also set the length of each row; ignoring that would give wrong answers",
-            do="merge it into the base with 'phinetune adapter merge'",
-        )
     check_layers(linear_layers(model), weights, where)
-    exact = replace(weights.settings, target_modules=tuple(weights.updates))
+    exact = _exact(weights)
+    _check_whole(model, weights, exact, where)
     adapter = attach(model, exact, seed=0)
     adapter.settings = weights.settings
-    tensors: dict[str, torch.Tensor] = {}
-    for name, update in weights.updates.items():
-        tensors |= {f"{name}.lora_A": update.a_RI, f"{name}.lora_B": update.b_OR}
-    adapter.restore(tensors)
+    adapter.take(weights)
     return adapter
+
+
+def _plain_settings(settings: LoraSettings, updates: Mapping[str, Update]) -> LoraSettings:
+    """The settings of the plain updates that weights in another form were written as."""
+    return replace(
+        described(updates, dropout=settings.dropout),
+        target_modules=settings.target_modules,
+        layers_to_transform=settings.layers_to_transform,
+        layers_pattern=settings.layers_pattern,
+        bias=settings.bias,
+        modules_to_save=settings.modules_to_save,
+        trainable_token_indices=settings.trainable_token_indices,
+    )
+
+
+def _check_whole(model: nn.Module, weights: AdapterWeights, exact: LoraSettings, where: str) -> None:
+    """Raise `IncompatibleLowRankAdapter` unless what was trained whole is all there and of its shape."""
+    linears = linear_layers(model)
+    try:
+        places = whole_names(model, exact, {name: linears[name] for name in weights.updates})
+    except SettingsError as error:
+        raise IncompatibleLowRankAdapter(
+            f"the adapter does not fit the base: {error.what}",
+            where=where,
+            why=error.why,
+            do="load the adapter on the base it was trained on",
+        ) from None
+    expected = {place.name: whole_shape(model, place, exact) for place in places}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.whole.items()}
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise IncompatibleLowRankAdapter(
+                f"'{name}' is not as the base has it",
+                where=where,
+                why=f"the adapter has it as {found.get(name, 'nothing')}, the base as "
+                f"{expected.get(name, 'nothing')}",
+                do="load the adapter on the base it was trained on",
+            )
+
+
+def _exact(weights: AdapterWeights) -> LoraSettings:
+    """The settings with the layers of the file for targets; what means no layer of it is left out."""
+    settings, names = weights.settings, tuple(weights.updates)
+
+    def used(pattern: Mapping[str, T]) -> dict[str, T]:
+        return {key: value for key, value in pattern.items() if any(fits(name, key) for name in names)}
+
+    return replace(
+        settings,
+        target_modules=names,
+        layers_to_transform=None,
+        use_dora=weights.uses_dora,
+        rank_pattern=used(settings.rank_pattern),
+        alpha_pattern=used(settings.alpha_pattern),
+    )
 
 
 def check_base(weights: AdapterWeights, *, where: str, base_sha256: str, do: str = "") -> None:

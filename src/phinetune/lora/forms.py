@@ -30,7 +30,7 @@ from phinetune.lora.peft_format import (
 )
 from phinetune.lora.tensor_file import read_header, read_tensors
 from phinetune.lora.torch_archive import read_torch_archive, write_torch_archive
-from phinetune.lora.weights import AdapterWeights
+from phinetune.lora.weights import AdapterWeights, require_updates_only
 
 Form = Literal["peft", "single", "loralib", "mlx"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -62,9 +62,19 @@ def form_of(path: Path) -> Form:
     )
 
 
-def read_adapter(path: Path, told: Told | None = None) -> AdapterWeights:
-    """The adapter of a file or folder of any known form; `told` is only for loralib's state dicts."""
-    told = told or Told()
+def read_adapter(path: Path, told: Told | None = None, *, takes_whole: bool = False) -> AdapterWeights:
+    """The adapter of a file or folder of any known form; `told` is only for loralib's state dicts.
+
+    One that holds weights trained whole (biases, modules, token rows) is an `AdapterError` unless
+    `takes_whole`: a caller that looked at its updates alone would leave them out in silence.
+    """
+    weights = _read(path, told or Told())
+    if not takes_whole:
+        require_updates_only(weights, str(path))
+    return weights
+
+
+def _read(path: Path, told: Told) -> AdapterWeights:
     form = form_of(path)
     if form == "peft":
         return read_peft(path)
@@ -96,6 +106,8 @@ def write_adapter(weights: AdapterWeights, path: Path, form: Form, told: Told | 
     """
     if path.exists() or path.is_symlink():
         raise UserError("something is there already", where=str(path), do="name a new file or folder")
+    if form in ("loralib", "mlx"):
+        require_updates_only(weights, str(path))  # these have no place for them
     if form == "single" and path.suffix != SAFETENSORS:
         raise UserError(
             "a single file would not be known by this name",

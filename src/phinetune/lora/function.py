@@ -87,7 +87,8 @@ class _LoraLinear(torch.autograd.Function):
                 dx_TI.addmm_(du_TR, a)
             else:
                 dx_TI.add_((du_TR @ a).mul_(keep_TI))
-        return dx_TI, None, None, da_RI, db_OR, None, None
+        dbias_O = dy_TO.sum(0) if ctx.needs_input_grad[2] else None  # only where biases are trained
+        return dx_TI, None, dbias_O, da_RI, db_OR, None, None
 
 
 def lora_linear(
@@ -101,7 +102,7 @@ def lora_linear(
 ) -> Tensor:
     """The adapted linear layer on `x` of shape (..., I), giving (..., O).
 
-    `weight_OI` and `bias_O` are frozen; gradients flow to x, A and B. `threshold` is a
+    `weight_OI` is frozen; gradients flow to x, A, B, and to a bias that wants one. `threshold` is a
     `dropout_threshold`, 0 for none; the mask comes from torch's global generator.
     """
     flat_TI = x.reshape(-1, x.shape[-1])

@@ -6,11 +6,13 @@ Knows nothing of which layers of a model are adapted, or of files.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from phinetune.lora.function import dropout_threshold, lora_linear
+from phinetune.lora.weights import Update
 
 
 class LoraLinear(nn.Module):
@@ -57,6 +59,30 @@ class LoraLinear(nn.Module):
     def delta_OI(self) -> Tensor:
         """The update s · B A in float32, (out_features, in_features)."""
         return self.scaling * (self.lora_B.float() @ self.lora_A.float())
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trained weights by their names in files."""
+        yield "lora_A", self.lora_A
+        yield "lora_B", self.lora_B
+
+    def fixed(self) -> Iterator[tuple[str, Tensor]]:
+        """What belongs to the layer's state and is not trained."""
+        return iter(())
+
+    def num_copied(self, dtype: torch.dtype) -> int:
+        """The numbers of A and B that a forward pass in this type keeps as copies."""
+        return 0 if dtype == self.lora_A.dtype else self.lora_A.numel() + self.lora_B.numel()
+
+    def update(self) -> Update:
+        """A copy of the weights on the CPU, as a file holds them."""
+        a_RI, b_OR = (weight.detach().to("cpu", copy=True) for weight in (self.lora_A, self.lora_B))
+        return Update(a_RI=a_RI, b_OR=b_OR, scaling=self.scaling)
+
+    def take(self, update: Update) -> None:
+        """Set the weights to those of an update of this shape."""
+        with torch.no_grad():
+            self.lora_A.copy_(update.a_RI)
+            self.lora_B.copy_(update.b_OR)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.is_enabled:

@@ -9,18 +9,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from phinetune.base.errors import AdapterError
-from phinetune.lora.settings import LoraSettings
+from phinetune.lora.settings import Bias, LoraSettings
 
 # Options of PEFT that change what the weights mean; each must be off, or the file is refused.
 _UNSUPPORTED = {
-    "bias": "none",
-    "modules_to_save": None,
     "lora_bias": False,
     "layer_replication": None,
-    "trainable_token_indices": None,
     "target_parameters": None,
     "alora_invocation_tokens": None,
     "arrow_config": None,
@@ -142,14 +139,43 @@ def _settings(config: Mapping[str, Any]) -> LoraSettings:
         dropout=float(config.get("lora_dropout") or 0.0),
         target_modules=tuple(sorted(targets)) if isinstance(targets, list) else None,
         use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
         rank_pattern={_key(k): int(v) for k, v in (config.get("rank_pattern") or {}).items()},
         alpha_pattern={_key(k): float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+        layers_to_transform=tuple(int(number) for number in _listed(config, "layers_to_transform")) or None,
+        layers_pattern=tuple(str(name) for name in _listed(config, "layers_pattern")),
+        bias=_bias(config.get("bias") or "none"),
+        modules_to_save=tuple(str(name) for name in _listed(config, "modules_to_save")),
+        trainable_token_indices=_token_indices(config.get("trainable_token_indices")),
     )
     ranks = [settings.rank, *settings.rank_pattern.values()]
     alphas = [settings.alpha, *settings.alpha_pattern.values()]
     if min(ranks) < 1 or not all(map(math.isfinite, alphas)) or not 0 <= settings.dropout < 1:
         raise ValueError(f"r {ranks}, alpha {alphas}, dropout {settings.dropout}")
     return settings
+
+
+def _bias(word: object) -> Bias:
+    if word not in get_args(Bias):
+        raise ValueError(f"bias {word!r}")
+    return cast(Bias, word)
+
+
+def _token_indices(value: Any) -> tuple[int, ...]:
+    """PEFT takes a list for the token embedding, or lists by the name of the layer."""
+    if isinstance(value, dict):
+        if len(value) > 1:
+            raise ValueError(
+                f"trainable_token_indices names {len(value)} layers; only the embedding's are read"
+            )
+        value = next(iter(value.values()), None)
+    return tuple(int(index) for index in value or ())
+
+
+def _listed(config: Mapping[str, Any], key: str) -> list[Any]:
+    """PEFT takes one value or a list of them, or nothing."""
+    value = config.get(key)
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _key(key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from phinetune.lora.settings import LoraSettings
 from phinetune.lora.tensor_file import read_tensors, write_tensors
 from phinetune.lora.torch_archive import read_torch_archive
 from phinetune.lora.weights import AdapterWeights, Update, checked
+from phinetune.lora.whole import ROWS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -56,9 +58,23 @@ def from_peft_tensors(
     where: Path,
 ) -> AdapterWeights:
     """The adapter whose tensors have PEFT's names and whose config has PEFT's keys."""
+    places = _whole_places(tensors, settings)
+    modules = dict.fromkeys(
+        name.rpartition(".")[0] for name in places.values() if _is_of_module(name, settings)
+    )
+    for asked in settings.modules_to_save:
+        if not any(asked in module for module in modules):
+            raise AdapterError(
+                f"the adapter holds no weights of '{asked}'",
+                where=str(where),
+                why="its config names it in modules_to_save",
+                do="copy the whole adapter folder again",
+            )
+    settings = replace(settings, modules_to_save=tuple(modules))
     weights = AdapterWeights(
-        updates=_updates(tensors, settings, where),
+        updates=_updates({k: v for k, v in tensors.items() if k not in places}, settings, where),
         settings=settings,
+        whole={name: tensors[key] for key, name in places.items()},
         base_name=str(config.get("base_model_name_or_path") or ""),
         is_transposed=bool(config.get("fan_in_fan_out")),
         metadata={key: text for key, text in metadata.items() if key not in _OWN_KEYS},
@@ -99,6 +115,11 @@ def peft_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = update.b_OR.contiguous()
         if update.magnitude_O is not None:
             tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = update.magnitude_O.contiguous()
+    for name, tensor in weights.whole.items():
+        module, _, attribute = name.rpartition(".")
+        # Where PEFT keeps them: a bias under the adapted layer's base, rows in an adapter of their own.
+        below = ".base_layer" if module in weights.updates else ".token_adapter" if attribute == ROWS else ""
+        tensors[f"{_PREFIX}{module}{below}.{attribute}"] = tensor.contiguous()
     return tensors
 
 
@@ -117,8 +138,8 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "lora_alpha": _tidy(settings.alpha),
         "lora_dropout": settings.dropout,
         "target_modules": list(weights.target_modules),
-        "modules_to_save": None,
-        "bias": "none",
+        "modules_to_save": list(settings.modules_to_save) or None,
+        "bias": settings.bias,
         "fan_in_fan_out": weights.is_transposed,
         "init_lora_weights": True,
     }
@@ -127,12 +148,37 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
         "alpha_pattern": {key: _tidy(alpha) for key, alpha in settings.alpha_pattern.items()},
         "use_rslora": settings.use_rslora,
         "use_dora": weights.uses_dora,
+        "layers_to_transform": list(settings.layers_to_transform or ()),
+        "layers_pattern": list(settings.layers_pattern),
+        "trainable_token_indices": list(settings.trainable_token_indices),
     }
     return config | {key: value for key, value in later.items() if value}
 
 
 def _tidy(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _whole_places(tensors: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, str]:
+    """The tensors that were trained whole, as the config says: key in the file to name."""
+    places = {}
+    for key in tensors:
+        name = key.removeprefix(_PREFIX)
+        if name == key or key.endswith(tuple(_ENDINGS)):
+            continue
+        if settings.trainable_token_indices and name.endswith(f".token_adapter.{ROWS}"):
+            places[key] = name.replace(".token_adapter.", ".")
+        elif settings.bias != "none" and "bias" in name.rpartition(".")[2]:
+            places[key] = name.replace(".base_layer.", ".")
+        elif _is_of_module(name, settings):
+            places[key] = name
+    return places
+
+
+def _is_of_module(name: str, settings: LoraSettings) -> bool:
+    """Whether a weight belongs to one of modules_to_save; PEFT compares the ends of paths as letters."""
+    module = name.rpartition(".")[0]
+    return any(module.endswith(asked) or f".{asked}." in f".{module}." for asked in settings.modules_to_save)
 
 
 def _updates(tensors: Mapping[str, Tensor], settings: LoraSettings, where: Path) -> dict[str, Update]:

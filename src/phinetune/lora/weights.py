@@ -72,14 +72,22 @@ class AdapterWeights:
     base_name: str = ""
     is_transposed: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    # Biases, modules and rows of tokens, trained as they are: by the names of `Adapter.named_parameters`.
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def uses_dora(self) -> bool:
         return any(update.magnitude_O is not None for update in self.updates.values())
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it changes the base itself, so that no batch can hold other adapters beside it."""
+        return self.uses_dora or bool(self.whole)
+
+    @property
     def num_parameters(self) -> int:
-        return sum(update.num_parameters for update in self.updates.values())
+        num_whole = sum(tensor.numel() for tensor in self.whole.values())
+        return sum(update.num_parameters for update in self.updates.values()) + num_whole
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -97,6 +105,7 @@ class AdapterWeights:
 
     def with_updates(self, updates: Mapping[str, Update]) -> AdapterWeights:
         """The same adapter with other updates, and the settings that say their ranks and scales."""
+        require_updates_only(self, "")
         settings = described(updates, dropout=self.settings.dropout)
         return replace(self, updates=dict(updates), settings=settings)
 
@@ -127,7 +136,20 @@ def described(updates: Mapping[str, Update], *, dropout: float = 0.0) -> LoraSet
         dropout=dropout,
         rank_pattern=_pattern(ranks, rank),
         alpha_pattern=_pattern(alphas, alpha),
+        use_dora=any(update.magnitude_O is not None for update in updates.values()),
     )
+
+
+def require_updates_only(weights: AdapterWeights, where: str) -> None:
+    """Raise `AdapterError` for an adapter that also holds weights trained whole."""
+    if weights.whole:
+        names = sorted(weights.whole)
+        raise AdapterError(
+            f"the adapter holds more than updates: {names[0]}" + (", …" if len(names) > 1 else ""),
+            where=where,
+            why="biases, modules and token rows that were trained whole take the place of the base's own",
+            do="merge it into the base: phinetune adapter merge",
+        )
 
 
 def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
@@ -160,6 +182,11 @@ def checked(weights: AdapterWeights, where: str) -> AdapterWeights:
                     where=where,
                     do="use an earlier checkpoint",
                 )
+    for name, tensor in weights.whole.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"'{name}' holds NaN or infinite values", where=where, do="use an earlier checkpoint"
+            )
     return weights
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from phinetune.lora.whole import HeadRows
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.loading import Base
 
@@ -30,17 +31,44 @@ def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 
     hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
     hidden_NH, targets_N = hidden_TH[chosen], batch.targets_T[chosen]
-    loss: Tensor = _SummedLoss.apply(hidden_NH, targets_N, base, label_smoothing)
+    loss: Tensor = _SummedLoss.apply(hidden_NH, targets_N, base, label_smoothing, *_trained_head(base))
     return loss, len(chosen)
 
 
+def _trained_head(base: Base) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What of the output head is trained: its weight or some rows of it, which rows, its bias."""
+    head = base.head
+    if isinstance(head, HeadRows):
+        return (head.rows.weight if head.rows.is_enabled else None), head.rows.ids_K, None
+    weight, bias = head.weight, getattr(head, "bias", None)
+    assert isinstance(weight, Tensor)
+    return (
+        weight if weight.requires_grad else None,
+        None,
+        bias if bias is not None and bias.requires_grad else None,
+    )
+
+
 class _SummedLoss(torch.autograd.Function):
-    """Σ −log softmax(head(h)) · smoothed target; the head is frozen, so only h has a gradient."""
+    """Σ −log softmax(head(h)) · smoothed target, with the gradient of h and of what of the head is trained.
+
+    `rows_KH` are the head's trained rows `ids_K`, or its whole weight where `ids_K` is None; mostly nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, targets_N: Tensor, base: Base, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        targets_N: Tensor,
+        base: Base,
+        label_smoothing: float,
+        rows_KH: Tensor | None,
+        ids_K: Tensor | None,
+        bias_V: Tensor | None,
+    ) -> Tensor:
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         gradient_NH = torch.empty_like(hidden_NH)
+        head_gradients = _HeadGradients(rows_KH, ids_K, bias_V)
         weight_VH = base.head.weight
         assert isinstance(weight_VH, Tensor)
         for span in _spans(len(targets_N), base.vocab_size):
@@ -57,15 +85,53 @@ class _SummedLoss(torch.autograd.Function):
                 d_logits -= label_smoothing / logits.shape[-1]
             if squash is not None:
                 d_logits *= squash
+            head_gradients.add(d_logits, hidden)
+            own_NH = head_gradients.through_rows(d_logits, hidden.dtype)
             torch.matmul(d_logits.to(hidden.dtype), weight_VH, out=gradient_NH[span])
+            if own_NH is not None:
+                gradient_NH[span] += own_NH
         ctx.save_for_backward(gradient_NH)
+        ctx.head_gradients = head_gradients
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NH,) = ctx.saved_tensors
-        return gradient_NH * d_total.to(gradient_NH.dtype), None, None, None
+        rows_KH, bias_V = ctx.head_gradients.rows_KH, ctx.head_gradients.bias_V
+        return (
+            gradient_NH * d_total.to(gradient_NH.dtype),
+            None,
+            None,
+            None,
+            None if rows_KH is None else rows_KH * d_total,
+            None,
+            None if bias_V is None else bias_V * d_total,
+        )
+
+
+class _HeadGradients:
+    """The gradients of what of the head is trained, summed over the chunks in float32."""
+
+    def __init__(self, rows_KH: Tensor | None, ids_K: Tensor | None, bias_V: Tensor | None) -> None:
+        self._own_KH, self._ids_K = rows_KH, ids_K
+        self.rows_KH = None if rows_KH is None else torch.zeros_like(rows_KH, dtype=torch.float32)
+        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+
+    def add(self, d_logits_NV: Tensor, hidden_NH: Tensor) -> None:
+        if self.bias_V is not None:
+            self.bias_V += d_logits_NV.sum(0)
+        if self.rows_KH is not None:
+            own_NK = d_logits_NV if self._ids_K is None else d_logits_NV[:, self._ids_K]
+            self.rows_KH += (own_NK.to(hidden_NH.dtype).t() @ hidden_NH).float()
+
+    def through_rows(self, d_logits_NV: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The gradient of h through the trained rows, (N, H); takes it out of `d_logits_NV`."""
+        if self._own_KH is None or self._ids_K is None:
+            return None
+        own_NK = d_logits_NV[:, self._ids_K].to(dtype)
+        d_logits_NV[:, self._ids_K] = 0
+        return own_NK @ self._own_KH.to(dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last
 from phinetune.models.catalog import find_model, weight_files, weights_sha256
 from phinetune.models.loading import load_base
+from phinetune.models.merged_whole import replaced, shapes_of, whole_places
 from phinetune.models.transposed import transposed_layers
 from phinetune.models.unmerging import greatest_difference, measured_difference, original_of
 
@@ -39,7 +40,7 @@ class MergeReport:
 
     `weight_change` is the greatest change of one weight by target; `rounding` the greatest distance of
     a written weight from the exact one. `logit_error` compares base and adapter side by side with the
-    merged model; None where the adapter cannot be attached. `base_difference`, when an adapter was taken
+    merged model. `base_difference`, when an adapter was taken
     out, is the greatest distance of a weight from the base's: measured, or else the most it can be.
     `forced` says in words which other base the adapter was trained on, where that was overridden.
     """
@@ -49,7 +50,7 @@ class MergeReport:
     weight_change: Mapping[str, float]
     rounding: float
     logit_change: float
-    logit_error: float | None
+    logit_error: float
     base_difference: float | None = None
     is_difference_measured: bool = False
     forced: str = ""
@@ -80,6 +81,7 @@ def merge(
     else:
         check_base(weights, where=where, base_sha256=weights_sha256(folder))
     places = _places(weights, folder, where)
+    whole = whole_places(weights, folder, where)
     transposed = transposed_layers(folder)
     require_free_space(
         out.parent, sum(path.stat().st_size for path in weight_files(folder)), "a merged model"
@@ -98,6 +100,8 @@ def merge(
                     furthest = max(furthest, greatest_difference(before, tensors[key]))
                 changes[last(name)] = max(changes.get(last(name), 0.0), change)
                 rounding = max(rounding, error)
+            for key in tensors.keys() & whole.keys():
+                tensors[key] = replaced(tensors[key], weights, whole[key])
             write_tensors(temporary / shard.name, tensors, {"format": "pt", **metadata})
         for path in sorted({path for pattern in _BESIDE for path in folder.glob(pattern)}):
             if path.is_file():
@@ -146,16 +150,14 @@ def check_fit(weights: AdapterWeights, base: str, *, where: str, force_base: boo
     if not force_base:
         check_base(weights, where=where, base_sha256=digest)
     _places(weights, folder, where)
+    whole_places(weights, folder, where)
     return base_difference(weights, digest)
 
 
 def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
     """The tensor of the base that each update belongs to: tensor name to module path."""
     transposed = transposed_layers(folder)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in weight_files(folder):
-        with safe_open(shard, framework="pt") as file:
-            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    shapes = shapes_of(folder)
     places = {}
     for name, update in weights.updates.items():
         # A checkpoint may have been saved from the inner model, without the first part of the path.
@@ -193,11 +195,13 @@ def _how_to_fit(name: str, shapes: Mapping[str, object], where: str) -> str:
 
 
 def _refuse_to_subtract(weights: AdapterWeights, base: str, where: str) -> None:
-    if weights.uses_dora:
+    if weights.is_alone:
         raise AdapterError(
-            "DoRA cannot be taken out again",
+            "DoRA cannot be taken out again"
+            if weights.uses_dora
+            else f"'{next(iter(weights.whole))}' was trained whole and cannot be taken out again",
             where=where,
-            why="the lengths of the base's rows are gone",
+            why="the lengths of the base's rows are gone" if weights.uses_dora else "the base's own is gone",
             do="use the base",
         )
     if weights.base_sha256 and weights.base_sha256 == weights_sha256(find_model(base)):
@@ -233,14 +237,12 @@ def _merged(weight: Tensor, update: Update, is_transposed: bool) -> tuple[Tensor
 @torch.no_grad()
 def _logits(
     weights: AdapterWeights, folder: Path, out: Path, where: str, subtract: bool
-) -> tuple[float, float | None]:
+) -> tuple[float, float]:
     base = load_base(str(folder), device_name="cpu", dtype="float32")
     ids = torch.arange(_NUM_PROBES)[None] * 37 % base.vocab_size
     merged_model = load_base(str(out), device_name="cpu", dtype="float32")
     before, merged = (_probe(model.model, ids) for model in (base, merged_model))
     change = float((merged - before).abs().max())
-    if weights.uses_dora:
-        return change, None
     # Taken out: the result with the adapter attached must answer as what we began with.
     model, expected = (merged_model.model, before) if subtract else (base.model, merged)
     load_weights(model, weights, where=where)

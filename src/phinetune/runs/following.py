@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from phinetune.base.errors import DivergedError
 from phinetune.base.events import Trained
@@ -43,9 +44,10 @@ def shape_told(adapter: Adapter) -> bytes:
 
 def shape_of(told: bytes) -> LoraSettings:
     """What `shape_told` told."""
-    values = json.loads(told)
-    targets = values["target_modules"]
-    return LoraSettings(**{**values, "target_modules": None if targets is None else tuple(targets)})
+    values: dict[str, Any] = json.loads(told)
+    # JSON knows lists alone; every sequence of the settings is a tuple.
+    sequences = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return LoraSettings(**{**values, **sequences})
 
 
 def batches_told(batches: Mapping[str, int]) -> bytes:

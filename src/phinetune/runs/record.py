@@ -89,6 +89,7 @@ def plan_values(
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
+        "method": adapter.settings.method,
         "compute": f"{base.device.type}, {base.compute.reason}{processes}",
         "batches": dict(batches),
         "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},

@@ -105,7 +105,7 @@ class Saver:
             if num_retries % NUM_RETRIES_PER_REPORT == 0:
                 yield Paused(
                     what="the disk is full",
-                    needed_bytes=checkpoint_bytes(adapter.num_parameters),
+                    needed_bytes=checkpoint_bytes(adapter.num_stored),
                     free_bytes=shutil.disk_usage(self.run.path).free,
                 )
             num_retries += 1

@@ -239,4 +239,4 @@ def _check_lengths(settings: TrainingSettings, base: Base, renderer: Renderer) -
 
 def _room(adapter: Adapter) -> int:
     """Two checkpoints and one being written, and the adapter: the best so far, its successor, the result."""
-    return 3 * checkpoint_bytes(adapter.num_parameters) + 3 * 4 * adapter.num_parameters + 20_000_000
+    return 3 * checkpoint_bytes(adapter.num_stored) + 3 * 4 * adapter.num_stored + 20_000_000

@@ -2,6 +2,7 @@
 
 checkpoints/step-000064/
     adapter_config.json  adapter_model.safetensors   the adapter, as a PEFT directory
+    weights.safetensors        the adapter's own weights, where its file holds them in another form
     optimizer.safetensors      what the optimizer keeps for each weight
     best_model.safetensors     the best weights so far, unless they are the adapter's own
     state.json                 the counters, and what the checkpoint belongs to
@@ -27,11 +28,13 @@ from torch import Tensor
 
 from phinetune.base.errors import UserError
 from phinetune.base.files import committed_dir, discard, manifest_fault
-from phinetune.lora.files import read_weights, save_adapter
+from phinetune.lora.files import save_adapter
+from phinetune.lora.peft_format import read_peft
 from phinetune.lora.tensor_file import read_tensors, write_tensors
 from phinetune.training.state import Counters, TrainState
 
 OPTIMIZER_FILE, BEST_FILE, STATE_FILE = "optimizer.safetensors", "best_model.safetensors", "state.json"
+OWN_FILE = "weights.safetensors"
 _NAME = re.compile(r"step-(\d{6,})")
 _FLOAT_BYTES = 4
 # The weights, two moments of AdamW, and the best weights.
@@ -56,9 +59,9 @@ class Pick:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def checkpoint_bytes(num_parameters: int) -> int:
-    """The room one checkpoint takes at most."""
-    return _NUM_COPIES * _FLOAT_BYTES * num_parameters + 200_000
+def checkpoint_bytes(num_stored: int) -> int:
+    """The room one checkpoint takes at most, for an adapter of so many numbers (`Adapter.num_stored`)."""
+    return _NUM_COPIES * _FLOAT_BYTES * num_stored + 200_000
 
 
 def save_checkpoint(
@@ -78,6 +81,8 @@ def save_checkpoint(
     }
     with committed_dir(folder) as temporary:
         save_adapter(state.adapter, temporary, base_name=base_name, metadata=metadata)
+        if state.adapter.has_other_form:
+            write_tensors(temporary / OWN_FILE, state.adapter.snapshot(), {})
         if moments := dict(_optimizer_tensors(state)):  # none before the first step
             write_tensors(temporary / OPTIMIZER_FILE, moments, {})
         if state.best_weights and state.best_step != state.step:
@@ -96,7 +101,10 @@ def load_checkpoint(folder: Path, state: TrainState) -> dict[str, str]:
     if values["best_loss"] is None:
         values["best_loss"] = math.inf
     state.set_counters(Counters(**values))
-    state.adapter.restore(read_weights(folder))
+    if state.adapter.has_other_form:
+        state.adapter.restore(_copies(folder / OWN_FILE))
+    else:
+        state.adapter.take(read_peft(folder))
     own_best = state.adapter.snapshot() if state.best_step else {}
     best, moments = folder / BEST_FILE, folder / OPTIMIZER_FILE
     state.best_weights = _copies(best) if best.is_file() else own_best

@@ -94,9 +94,10 @@ def probe(
     costs = Costs.of(
         base,
         0.0,
-        num_adapter_parameters=adapter.num_parameters,
+        num_adapter_parameters=adapter.num_stored,
         num_moments=NUM_MOMENTS[settings.optimizer],
     )
+    saved = max(0, saved - adapter.copied_bytes(base.dtype))  # these do not grow with the tokens
     costs = replace(costs, saved_per_token=saved / costs.filled(batch.num_tokens))
     train_s, test_s = _seconds_per_token(base, adapter, sequences, rows, ranks)
     release_unused()

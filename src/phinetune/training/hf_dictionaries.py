@@ -32,6 +32,7 @@ _RENAMED: Mapping[str, tuple[str, ...]] = {
     "eval_strategy": ("evaluation_strategy",),
     "evaluation_strategy": ("evaluation_strategy",),
 }
+_LISTS = ("layers_to_transform", "layers_pattern", "modules_to_save")
 _RENAMED_PEFT = {"r": ("lora_r",), "lora_alpha": ("lora_alpha",), "lora_dropout": ("lora_dropout",)}
 
 # What their absence means to the Trainer, where our default is another.
@@ -202,14 +203,18 @@ class _PeftReader(_Reader):
 
     def read(self, content: Mapping[str, Any]) -> Translated:
         self.out.defaults = dict(_PEFT_DEFAULTS)
-        fixed = {"bias": "none", "task_type": "CAUSAL_LM", "peft_type": "LORA", "init_lora_weights": True}
+        fixed = {"task_type": "CAUSAL_LM", "peft_type": "LORA"}
         for key, value in content.items():
             if key == "target_modules":
                 self._targets(value)
+            elif key == "init_lora_weights":
+                self.out.values[key] = "paper" if value is True else value
             elif self.rename(key, value, _RENAMED_PEFT):
                 continue
-            elif key in TrainingSettings.model_fields:
-                self.out.values[key] = value
+            elif key in TrainingSettings.model_fields and value is not None:
+                # PEFT takes one value where a list is meant.
+                is_one = key in _LISTS and not isinstance(value, list)
+                self.out.values[key] = [value] if is_one else value
             # PEFT's own word for "not used".
             elif value not in (None, False, fixed.get(key)) and value != [] and value != {}:
                 why = f"only {fixed[key]!r} can be trained" if key in fixed else "there is no setting for it"

@@ -134,7 +134,7 @@ def _step(
         state.step, plan.num_steps, settings.lr_scheduler_type, plan.num_warmup_steps
     )
     for group in state.optimizer.param_groups:
-        group["lr"] = state.rate_factor * rate
+        group["lr"] = state.rate_factor * rate * group.get("rate_ratio", 1.0)
     while True:
         try:
             result = train_step(

@@ -27,12 +27,27 @@ def make_optimizer(adapter: Adapter, settings: TrainingSettings) -> Optimizer:
 
 
 def weight_groups(adapter: Adapter, settings: TrainingSettings) -> Groups:
-    """Matrices decay by `weight_decay`; vectors (scales and biases) do not."""
-    parameters = adapter.parameters()
+    """Matrices decay by `weight_decay`; vectors (scales and biases) do not.
+
+    With LoRA+ (arXiv 2402.12354) the matrices B and the vectors learn at `rate_ratio` times the rate,
+    the vectors as in PEFT.
+    """
+    parameters, ratio = adapter.parameters(), settings.loraplus_lr_ratio
     matrices = [weight for weight in parameters if weight.ndim > 1]
     vectors = [weight for weight in parameters if weight.ndim <= 1]
-    groups = [(matrices, settings.weight_decay), (vectors, 0.0)]
-    return [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
+    groups = [(matrices, settings.weight_decay, 1.0), (vectors, 0.0, ratio)]
+    if ratio != 1:
+        fast = {id(weight) for name, weight in adapter.named_parameters() if name.endswith(".lora_B")}
+        slow = [weight for weight in matrices if id(weight) not in fast]
+        groups[:1] = [
+            (slow, settings.weight_decay, 1.0),
+            ([weight for weight in matrices if id(weight) in fast], settings.weight_decay, ratio),
+        ]
+    return [
+        {"params": weights, "weight_decay": decay, "rate_ratio": times}
+        for weights, decay, times in groups
+        if weights
+    ]
 
 
 def _adamw(groups: Groups, settings: TrainingSettings) -> Optimizer:

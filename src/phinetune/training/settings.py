@@ -7,15 +7,19 @@ Knows nothing of tensors; imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from phinetune.lora.settings import STARTS, Bias
+
 SchedulerType = Literal["linear", "linear_with_warmup", "cosine", "cosine_with_warmup"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion"]
 SinkName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 PositiveInt = Annotated[int, Field(ge=1)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 BatchSize = PositiveInt | Literal["auto"]
 
 
@@ -129,6 +133,44 @@ class TrainingSettings(BaseModel):
     lora_target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = _in(
         "phinetune", None, "Names of the linear layers to adapt; null: all of the model's, by architecture."
     )
+    use_rslora: bool = _in(
+        "variants", False, "rsLoRA: scale the update by lora_alpha / √lora_r; for ranks of 64 and more."
+    )
+    loraplus_lr_ratio: float = _in(
+        "variants", 1.0, "LoRA+: the learning rate of B is this many times that of A; 16 is usual.", gt=0
+    )
+    use_dora: bool = _in(
+        "variants",
+        False,
+        "DoRA: also train the length of each row of the adapted weights; see docs/variants.md.",
+    )
+    init_lora_weights: Annotated[str, Field(pattern=f"^({STARTS})$")] = _in(
+        "variants",
+        "paper",
+        "Where A and B begin: paper (random, zero), gaussian, or in the base's own weight: pissa, "
+        "pissa_niter_4 (fast), olora.",
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = _in(
+        "variants", {}, "Ranks of single layers by name: {down_proj: 4, layers.0.mlp.down_proj: 32}."
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = _in(
+        "variants", {}, "lora_alpha of single layers by name: {down_proj: 8}."
+    )
+    layers_to_transform: Annotated[tuple[NotNegativeInt, ...], Field(min_length=1)] | None = _in(
+        "variants", None, "Adapt only the blocks of these numbers, from 0: [30, 31]; null: all."
+    )
+    layers_pattern: tuple[str, ...] = _in(
+        "variants", (), "Names of the lists that layers_to_transform counts in, where a model has several."
+    )
+    bias: Bias = _in(
+        "variants", "none", "Also train the biases of the adapted layers (lora_only), or all of the model's."
+    )
+    modules_to_save: tuple[str, ...] = _in(
+        "variants", (), "Modules to train as a whole and save with the adapter, for example [lm_head]."
+    )
+    trainable_token_indices: tuple[NotNegativeInt, ...] = _in(
+        "variants", (), "Rows of the token embedding to train, for new tokens: [32011, 32012]."
+    )
     optimizer: OptimizerName = _in(
         "phinetune",
         "adamw",
@@ -194,6 +236,11 @@ class TrainingSettings(BaseModel):
                 f"or a saved checkpoint would have no test loss; "
                 f"write save_steps: {-(-self.save_steps // self.eval_steps) * self.eval_steps}"
             )
+        if self.use_dora and self.init_lora_weights != "paper":
+            raise ValueError(
+                f"init_lora_weights ({self.init_lora_weights}) and use_dora do not go together; "
+                "write init_lora_weights: paper, or use_dora: false"
+            )
         return self
 
     @property
@@ -213,8 +260,8 @@ class TrainingSettings(BaseModel):
 
     @property
     def scaling(self) -> float:
-        """The factor of the update, alpha / r."""
-        return self.lora_alpha / self.lora_r
+        """The factor of the update in layers that no pattern names."""
+        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
 
     @property
     def has_warmup(self) -> bool:
@@ -226,6 +273,7 @@ GROUPS = {
     "finetuning": "Fine-tuning",
     "advanced": "Advanced",
     "phinetune": "Of phinetune",
+    "variants": "Variants of LoRA",
 }
 
 # What `quickstart` trains the bundled demo base with; measured on the bundled data.

@@ -94,6 +94,12 @@ _RULES: tuple[tuple[str, Question, str, str], ...] = (
     ),
     ("sgd_momentum", lambda s: s.optimizer != "sgd", "optimizer is {optimizer}", "optimizer: sgd"),
     (
+        "layers_pattern",
+        lambda s: s.layers_to_transform is None,
+        "layers_to_transform is null",
+        "layers_pattern: []",
+    ),
+    (
         "compare_max_new_tokens",
         lambda s: s.compare_nsamples == 0,
         "compare_nsamples is 0: nothing is answered",

@@ -68,10 +68,12 @@ def main() -> None:
     except ImportError:
         sys.exit("fuzzing needs atheris: pip install atheris")
     with atheris.instrument_imports(
-        include=["phinetune.data", "phinetune.training.lora_yaml", "ruamel", "json"]
+        include=["phinetune.data", "phinetune.training", "ruamel", "json"]
     ):
+        # The loader imports ruamel only when it is called: too late to be watched.
         import phinetune.data.reading
-        import phinetune.training.lora_yaml  # noqa: F401
+        import phinetune.training.lora_yaml
+        import ruamel.yaml.main  # noqa: F401
     options.corpus.mkdir(parents=True, exist_ok=True)
     options.found.mkdir(parents=True, exist_ok=True)
     limits = [

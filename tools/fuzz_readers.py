@@ -10,6 +10,7 @@ is kept in the corpus folder, from which the next time goes on.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -71,9 +72,8 @@ def main() -> None:
         include=["phinetune.data", "phinetune.training", "ruamel", "json"]
     ):
         # The loader imports ruamel only when it is called: too late to be watched.
-        import phinetune.data.reading
-        import phinetune.training.lora_yaml
-        import ruamel.yaml.main  # noqa: F401
+        for name in ("phinetune.data.reading", "phinetune.training.lora_yaml", "ruamel.yaml.main"):
+            importlib.import_module(name)
     options.corpus.mkdir(parents=True, exist_ok=True)
     options.found.mkdir(parents=True, exist_ok=True)
     limits = [

@@ -135,7 +135,7 @@ def test_rows_of_a_test_set_are_left_out(tmp_path: Path) -> None:
     test = write(tmp_path / "test.jsonl", rows[:3])
     path = write(tmp_path / "train.jsonl", [rows[0], near, asked, rows[3]])
     result = clean_file(path, tmp_path / "clean", CleanOptions(test_file=test))
-    assert result.dropped == {"leak_row": 1, "leak_prompt": 2}
+    assert result.dropped == {"leak_row": 2, "leak_prompt": 1}
     assert result.file is not None
     assert answers(result.file) == [rows[3]["messages"][1]["content"]]
 

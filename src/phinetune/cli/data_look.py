@@ -161,7 +161,7 @@ def _record(report: CheckReport, epochs: int, price: float | None) -> dict[str, 
     from phinetune.data.histogram import histogram, quantiles
 
     tokens = report.tokens
-    lengths = tokens.lengths if tokens else tuple(report.lengths)
+    lengths = tokens.lengths if tokens else report.lengths
     trained = tokens.num_trained * epochs if tokens else None
     record = report_record(report)
     del record["findings"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ _NOT_FOR_TRAINING = ("test", "valid", "eval", "dev")
 class CheckOptions:
     """What a check may use. `max_judged` bounds the rows that the filter judges; None is all.
 
-    Looking for duplicates takes some 750 bytes of memory for each row; everything else takes 30.
+    Looking for duplicates needs temporary files: the text once more, and some 260 bytes a row.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -57,7 +57,7 @@ class TokenStatistics:
     num_tokens: int
     num_trained: int
     num_lost: int
-    lengths: tuple[int, ...]
+    lengths: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class _Checking:
         self._totals: Counter[str] = Counter()
         self._roles: Counter[str] = Counter()
         self._turns: Counter[int] = Counter()
-        self._lengths = array("L")
+        self._lengths = array("I")
         self._classes = ClassCheck(name)
         self._variety = VarietyCheck(name, self._classes)
         self._languages = LanguageCheck()
@@ -219,7 +219,7 @@ class _Checking:
                 num_tokens=tokens.num_tokens,
                 num_trained=tokens.num_trained,
                 num_lost=tokens.num_lost,
-                lengths=tuple(tokens.lengths),
+                lengths=tokens.lengths,
             )
             if tokens
             else None,

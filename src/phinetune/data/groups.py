@@ -15,7 +15,7 @@ class Groups:
     """
 
     def __init__(self, size: int) -> None:
-        self._above = array("q", range(size))
+        self._above = array("i" if size < 1 << 31 else "q", range(size))
 
     def first(self, number: int) -> int:
         """The least member of a number's group."""

@@ -2,7 +2,7 @@
 
 A text is the set of its runs of five characters. Two texts are alike when what they share is at least 0.8 of
 what they hold together (Jaccard). Few pairs are ever compared: those whose minimum hashes agree in one of 16
-bands, of which a pair at 0.8 is missed twice in a thousand. Texts themselves wait in a temporary file.
+bands, of which a pair at 0.8 is missed twice in a thousand. Texts and signatures wait in temporary files.
 Knows nothing of rows or rules.
 
 # R rows, S shingles of a batch, K hashes, B bands
@@ -11,7 +11,6 @@ Knows nothing of rows or rules.
 from __future__ import annotations
 
 import tempfile
-from array import array
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -20,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phinetune.data.groups import Groups
+from phinetune.data.spool import RecordSpool, TableSpool, equal_runs
 
 SHINGLE_CHARS = 5
 THRESHOLD = 0.8
 NUM_HASHES = 80
 _BANDS, _PROMPT_BANDS = 16, 10
-_BATCH_CHARS = 1 << 17
+_BATCH_CHARS, _BATCH_TEXTS = 1 << 17, 4096
+_PAIRS_AT_ONCE = 50_000
 # The estimate from 80 hashes has a standard deviation of 0.045 at 0.8: outside three of them it decides.
 _SURELY, _HARDLY = 0.94, 0.66
 MAX_COMPARED = 300_000
@@ -42,46 +43,49 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 class NearIndex:
     """Texts of two parts, a prompt and an answer, to be paired with those nearly alike.
 
-    A guard is a number that two texts must share to be paired at all.
+    A guard is a number of 32 bits that two texts must share to be paired at all. Texts and signatures lie in
+    temporary files; memory hardly grows with their number.
     """
 
     def __init__(self) -> None:
         self._waiting: list[str] = []
+        self._waiting_guards: list[tuple[int, int]] = []
         self._num_waiting_chars = 0
-        self._whole: list[NDArray[Any]] = []
-        self._prompts: list[NDArray[Any]] = []
-        self._low_bits: list[NDArray[Any]] = []
-        self._guards, self._prompt_guards = array("Q"), array("Q")
-        self._spool = tempfile.TemporaryFile(prefix="phinetune-")  # noqa: SIM115 (closed by `close`)
-        self._ends = array("Q", [0])
+        self._bands, self._prompt_bands = TableSpool(_BANDS), TableSpool(_PROMPT_BANDS)
+        self._signs = RecordSpool([("guard", "u4"), ("low_bits", "u1", (NUM_HASHES,))])
+        self._texts = tempfile.TemporaryFile(prefix="phinetune-")  # noqa: SIM115 (closed by `close`)
+        self._places = RecordSpool([("start", "u8"), ("size", "u4")])
+        self._end = 0
 
     def __len__(self) -> int:
-        return len(self._guards)
+        return len(self._places)
 
     def add(self, prompt: str, answer: str, *, guard: int = 0, prompt_guard: int = 0) -> int:
         """Take a text in; returns its number, counted from 0."""
-        self._guards.append(guard)
-        self._prompt_guards.append(prompt_guard)
         written = f"{prompt}\0{answer}".encode("utf-8", "surrogatepass")
-        self._spool.write(written)
-        self._ends.append(self._ends[-1] + len(written))
+        self._texts.write(written)
+        self._places.add(self._end, len(written))
+        self._end += len(written)
         self._waiting += [prompt, answer]
+        self._waiting_guards.append((guard, prompt_guard))
         self._num_waiting_chars += len(prompt) + len(answer)
-        if self._num_waiting_chars > _BATCH_CHARS:
+        if self._num_waiting_chars > _BATCH_CHARS or len(self._waiting_guards) >= _BATCH_TEXTS:
             self._hash()
-        return len(self._guards) - 1
+        return len(self) - 1
 
     def text(self, number: int) -> tuple[str, str]:
         """Prompt and answer of a text that was taken in."""
-        self._spool.seek(self._ends[number])
-        written = self._spool.read(self._ends[number + 1] - self._ends[number])
-        self._spool.seek(0, 2)
+        (place,) = self._places.at(np.array([number]))
+        self._texts.seek(int(place["start"]))
+        written = self._texts.read(int(place["size"]))
+        self._texts.seek(0, 2)
         prompt, _, answer = written.decode("utf-8", "surrogatepass").partition("\0")
         return prompt, answer
 
     def close(self) -> None:
-        """Let the temporary file go."""
-        self._spool.close()
+        """Let the temporary files go."""
+        for file in (self._texts, self._places, self._signs, self._bands, self._prompt_bands):
+            file.close()
 
     def __enter__(self) -> NearIndex:
         return self
@@ -96,16 +100,15 @@ class NearIndex:
         0.1 of the threshold.
         """
         self._hash()
-        numbers_R = np.arange(len(self)) if is_alive_R is None else np.nonzero(is_alive_R)[0]
-        if len(numbers_R) < 2:
-            return
-        low_bits_RK = np.concatenate(self._low_bits)
-        guards_R = np.frombuffer(self._guards, dtype=_U64)
-        shingles = lru_cache(maxsize=4096)(lambda number: _shingle_set(*self.text(number)))
+        shingles = lru_cache(maxsize=2048)(lambda number: _shingle_set(*self.text(number)))
         groups, num_compared = Groups(len(self)), 0
-        for places, other_places in _candidates(np.concatenate(self._whole)[numbers_R], guards_R[numbers_R]):
-            ones, others = numbers_R[places], numbers_R[other_places]
-            likeness = _estimated(low_bits_RK, ones, others)
+        for ones, others in _candidates(self._bands, _BANDS, is_alive_R):
+            is_open = [
+                groups.first(one) != groups.first(other)
+                for one, other in zip(ones.tolist(), others.tolist(), strict=True)
+            ]
+            ones, others = ones[is_open], others[is_open]
+            likeness = self._estimated(ones, others)
             for index in np.nonzero(likeness >= _HARDLY)[0]:
                 one, other, about = int(ones[index]), int(others[index]), float(likeness[index])
                 if groups.first(one) == groups.first(other):
@@ -120,25 +123,37 @@ class NearIndex:
     def prompt_pairs(self) -> Iterator[tuple[int, int]]:
         """Pairs whose prompts may agree in most of their runs of characters; about `MAX_COMPARED` at most."""
         self._hash()
-        if len(self) > 1:
-            guards_R = np.frombuffer(self._prompt_guards, dtype=_U64)
-            num_given = 0
-            for ones, others in _candidates(np.concatenate(self._prompts), guards_R):
-                yield from zip(ones.tolist(), others.tolist(), strict=True)
-                num_given += len(ones)
-                if num_given > MAX_COMPARED:
-                    return
+        num_given = 0
+        for ones, others in _candidates(self._prompt_bands, _PROMPT_BANDS):
+            yield from zip(ones.tolist(), others.tolist(), strict=True)
+            num_given += len(ones)
+            if num_given > MAX_COMPARED:
+                return
 
     def _hash(self) -> None:
         if not self._waiting:
             return
+        guards_R2 = np.array(self._waiting_guards, dtype=_U64)
         hashes_2RK = _minimum_hashes(self._waiting)
-        self._waiting, self._num_waiting_chars = [], 0
+        self._waiting, self._waiting_guards, self._num_waiting_chars = [], [], 0
         prompts_RK = hashes_2RK[0::2]
         whole_RK = np.minimum(prompts_RK, hashes_2RK[1::2])
-        self._whole.append(_band_keys(whole_RK, _BANDS))
-        self._prompts.append(_band_keys(prompts_RK, _PROMPT_BANDS))
-        self._low_bits.append(((whole_RK >> _U32(8)) & _U32(0xFF)).astype(np.uint8))
+        self._bands.extend(_guarded(_band_keys(whole_RK, _BANDS), guards_R2[:, 0]))
+        self._prompt_bands.extend(_guarded(_band_keys(prompts_RK, _PROMPT_BANDS), guards_R2[:, 1]))
+        low_bits_RK = ((whole_RK >> _U32(8)) & _U32(0xFF)).astype(np.uint8)
+        self._signs.extend(guard=guards_R2[:, 0], low_bits=low_bits_RK)
+
+    def _estimated(self, ones: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+        """Jaccard from the share of equal hashes, of which eight bits are kept: one in 256 agrees by chance.
+
+        0 where the guards differ: keys of 32 bits may agree by chance.
+        """
+        if not len(ones):
+            return np.empty(0)
+        signs = self._signs.at(np.concatenate([ones, others]))
+        one, other = signs[: len(ones)], signs[len(ones) :]
+        share = (one["low_bits"] == other["low_bits"]).mean(axis=1)
+        return np.where(one["guard"] == other["guard"], (share - 1 / 256) / (1 - 1 / 256), 0.0)
 
 
 def _shingle_hashes(codes: NDArray[Any]) -> NDArray[Any]:
@@ -184,28 +199,22 @@ def _band_keys(hashes_RK: NDArray[Any], num_bands: int) -> NDArray[Any]:
     return (keys_RB >> _U64(16)).astype(_U32)
 
 
-def _candidates(keys_RB: NDArray[Any], guards_R: NDArray[Any]) -> Iterator[Pairs]:
-    """Pairs of one key and guard, band by band: each row with its neighbour and with the first of its key."""
-    num_rows = len(keys_RB)
-    for band in range(keys_RB.shape[1]):
-        keys_R = keys_RB[:, band].astype(_U64) ^ (guards_R * _U64(0x9E3779B97F4A7C15))
-        order = np.argsort(keys_R, kind="stable")
-        is_new = np.concatenate([[True], keys_R[order][1:] != keys_R[order][:-1]])
-        firsts = order[np.maximum.accumulate(np.where(is_new, np.arange(num_rows), 0))]
-        later = np.nonzero(~is_new)[0]
-        ones = np.concatenate([firsts[later], order[later - 1]])
-        others = np.concatenate([order[later], order[later]])
-        codes = np.unique(ones.astype(np.int64) * num_rows + others)
-        codes = codes[guards_R[codes // num_rows] == guards_R[codes % num_rows]]
-        for start in range(0, len(codes), 100_000):
-            part = codes[start : start + 100_000]
-            yield part // num_rows, part % num_rows
+def _guarded(keys_RB: NDArray[Any], guards_R: NDArray[Any]) -> NDArray[np.uint32]:
+    """Keys that differ where the guards do, but for one in 2 ** 32."""
+    mixed = (keys_RB.astype(_U64) ^ (guards_R[:, None] * _U64(0xC2B2AE3D27D4EB4F))) * _U64(0x9E3779B97F4A7C15)
+    return (mixed >> _U64(32)).astype(_U32)
 
 
-def _estimated(low_bits_RK: NDArray[Any], ones: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
-    """Jaccard from the share of equal hashes, of which eight bits are kept: one in 256 agrees by chance."""
-    share = (low_bits_RK[ones] == low_bits_RK[others]).mean(axis=1)
-    return np.asarray((share - 1 / 256) / (1 - 1 / 256))
+def _candidates(
+    table: TableSpool, num_bands: int, is_alive_R: NDArray[np.bool_] | None = None
+) -> Iterator[Pairs]:
+    """Pairs of one key, band by band: each row with the one before and with the first of its key."""
+    for band in range(num_bands):
+        for firsts, before, later in equal_runs(table.column(band), is_alive_R):
+            again = firsts != before
+            ones, others = np.concatenate([firsts, before[again]]), np.concatenate([later, later[again]])
+            for start in range(0, len(ones), _PAIRS_AT_ONCE):
+                yield ones[start : start + _PAIRS_AT_ONCE], others[start : start + _PAIRS_AT_ONCE]
 
 
 def _shingle_set(prompt: str, answer: str) -> NDArray[Any]:

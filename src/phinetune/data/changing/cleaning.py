@@ -262,7 +262,10 @@ class _Cleaner:
 
     def _unwanted_alone(self, rows: IO[str]) -> Iterator[tuple[int, str, str]]:
         """Rows that are unwanted for themselves or for a test set: (number, rule, why)."""
-        leaks = self._leak_checks()
+        for check in self._leak_checks():
+            for example in _spooled(rows):
+                yield from _leaks(check.see(RowView(example, example.source.line)))
+            yield from _leaks(check.finish())
         counter, judge = self._options.count_tokens, self._options.judge
         is_asked = bool({"boilerplate", "refusal"} & self._rules)
         for example in _spooled(rows):
@@ -270,8 +273,6 @@ class _Cleaner:
             row = RowView(example, number)
             if is_asked:
                 yield from ((number, finding.rule, finding.message) for finding in self._answers.see(row))
-            for check in leaks:
-                yield from _leaks(check.see(row))
             if "over_long" in self._rules and counter is not None and (count := counter(example)).num_lost:
                 yield number, "over_long", f"{count.num_tokens:,} tokens"
             if (
@@ -280,8 +281,6 @@ class _Cleaner:
                 and (harm := judge(f"{row.prompt}\n{row.answer}"))
             ):
                 yield number, "toxic", harm
-        for check in leaks:
-            yield from _leaks(check.finish())
 
     def _leak_checks(self) -> list[DuplicateCheck | LeakCheck]:
         if self._options.test_file is None:

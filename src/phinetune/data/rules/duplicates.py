@@ -10,10 +10,11 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from array import array
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phinetune.data.conversation import Source
 from phinetune.data.findings import Finding
@@ -21,6 +22,7 @@ from phinetune.data.groups import Groups
 from phinetune.data.near import NearIndex
 from phinetune.data.rules.balance import is_like_label, label_key
 from phinetune.data.rules.base import RowView, Rule, squeezed, words
+from phinetune.data.spool import RecordSpool, equal_runs
 
 DUPLICATE = Rule(
     id="exact_duplicate",
@@ -63,6 +65,7 @@ _SMALL_WORDS = words(
     "a an the of to in on at is are was for and or do does please can could you me i my your"
 )
 _MIN_TYPO_LENGTH = 4
+_PAIRS_AT_ONCE = 50_000
 
 
 def loosened(text: str) -> str:
@@ -103,8 +106,17 @@ def prompt_guard(row: RowView) -> int:
     return zlib.crc32(f"{squeezed(row.system)}\0{numbers}".encode("utf-8", "surrogatepass"))
 
 
+_RECORD = [
+    ("key", "u8"),  # of the whole row
+    ("prompt", "u8"),  # of the prompt, 0 where there is none or several
+    ("answer", "u8"),
+    ("line", "i8"),  # negative in the test set
+    ("is_label", "?"),
+]
+
+
 class DuplicateCheck:
-    """Remembers some 350 bytes of each row, and its text in a temporary file.
+    """Keeps rows in temporary files, some 20 bytes of each in memory; speaks at the end.
 
     `test_rows` are rows of a test set: what is like one of them is a leak.
     """
@@ -112,119 +124,127 @@ class DuplicateCheck:
     def __init__(self, file: str, test_rows: Iterable[RowView] = ()) -> None:
         self._file = file
         self._index = NearIndex()
-        self._first_line: dict[int, int] = {}  # by the key of a row; negative in the test set
-        self._lines = array("q")  # of the rows in the index; those of the test set are negative
+        self._records = RecordSpool(_RECORD)
         self._test_file = ""
-        self._conflicts = _Conflicts(file)
+        self._num_tests = 0
         self.num_exact = self.num_near = 0
         for row in test_rows:
             self._test_file = row.source.file
-            self._first_line.setdefault(row_key(row), -row.source.line)
             self._take(row, -row.source.line)
+            self._num_tests += 1
 
     def see(self, row: RowView) -> Iterator[Finding]:
-        key = row_key(row)
-        first = self._first_line.get(key)
-        if first is None:
-            self._first_line[key] = row.source.line
-            self._conflicts.see(row, self._take(row, row.source.line))
-        elif first < 0:
-            yield LEAK.finding(
-                row.source, f"the row is row {self._test_file}:{-first} of the test set", seen=row.answer
-            )
-        else:
-            self.num_exact += 1
-            yield DUPLICATE.finding(
-                row.source, f"the same row as line {first}", seen=row.prompt or row.answer
-            )
+        self._take(row, row.source.line)
+        return iter(())
 
-    def _take(self, row: RowView, line: int) -> int:
-        self._lines.append(line)
+    def _take(self, row: RowView, line: int) -> None:
         prompt, answer = squeezed(row.prompt), squeezed(row.answer)
-        return self._index.add(prompt, answer, guard=near_guard(row), prompt_guard=prompt_guard(row))
+        has_prompt = row.is_single_turn and bool(row.prompt.strip())
+        key = key_of(squeezed(row.system), loosened(row.prompt)) | 1 if has_prompt else 0
+        is_label = is_like_label(row.answer.strip())
+        self._records.add(row_key(row), key, key_of(label_key(row.answer)), line, is_label)
+        self._index.add(prompt, answer, guard=near_guard(row), prompt_guard=prompt_guard(row))
 
     def finish(self) -> Iterator[Finding]:
-        groups = Groups(len(self._index))
-        for one, other in self._index.pairs():
+        is_new_R = np.ones(len(self._records), dtype=bool)
+        yield from self._exact(is_new_R)
+        groups = Groups(len(self._records))
+        for one, other in self._index.pairs(is_new_R):
             groups.join(one, other)
-        for first, *others in groups.all():
-            # Rows of a test set come first: a group that holds one begins with it.
-            is_leak = self._lines[first] < 0
-            for number in others:
-                if self._lines[number] >= 0:
-                    yield self._alike(number, first, is_leak)
-        yield from self._conflicts.finish(self._index, groups)
+        yield from self._near(groups)
+        conflicts = _Conflicts(self._file, self._records, self._index)
+        yield from conflicts.findings(is_new_R, groups)
         self.close()
 
-    def _alike(self, number: int, first: int, is_leak: bool) -> Finding:
-        source = Source(file=self._file, line=self._lines[number])
-        seen = "".join(self._index.text(number))
-        if is_leak:
-            place = f"{self._test_file}:{-self._lines[first]}"
-            return LEAK.finding(source, f"nearly the row {place} of the test set", seen=seen)
-        self.num_near += 1
-        return NEAR_DUPLICATE.finding(source, f"nearly the same row as line {self._lines[first]}", seen=seen)
+    def _exact(self, is_new_R: NDArray[np.bool_]) -> Iterator[Finding]:
+        """Rows that stood before; they are marked as not new."""
+        found = [runs[[0, 2]] for runs in equal_runs(self._records.field("key"))]
+        if not found:
+            return
+        firsts, later = np.concatenate(found, axis=1)
+        is_new_R[later] = False
+        order = np.argsort(later)
+        for first, number, first_line, line in self._lined(firsts[order], later[order]):
+            if number < self._num_tests:
+                continue
+            source = Source(file=self._file, line=line)
+            prompt, answer = self._index.text(number)
+            if first < self._num_tests:
+                place = f"{self._test_file}:{-first_line}"
+                yield LEAK.finding(source, f"the row is row {place} of the test set", seen=answer)
+            else:
+                self.num_exact += 1
+                yield DUPLICATE.finding(source, f"the same row as line {first_line}", seen=prompt or answer)
+
+    def _near(self, groups: Groups) -> Iterator[Finding]:
+        # Rows of a test set come first: a group that holds one begins with it.
+        pairs = [(first, number) for first, *others in groups.all() for number in others]
+        firsts, numbers = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        for first, number, first_line, line in self._lined(firsts, numbers):
+            if number < self._num_tests:
+                continue
+            source = Source(file=self._file, line=line)
+            seen = "".join(self._index.text(number))
+            if first < self._num_tests:
+                place = f"{self._test_file}:{-first_line}"
+                yield LEAK.finding(source, f"nearly the row {place} of the test set", seen=seen)
+            else:
+                self.num_near += 1
+                message = f"nearly the same row as line {first_line}"
+                yield NEAR_DUPLICATE.finding(source, message, seen=seen)
+
+    def _lined(self, firsts: NDArray[Any], numbers: NDArray[Any]) -> Iterator[tuple[int, int, int, int]]:
+        """(first, number, line of the first, line) of every pair, looked up many at a time."""
+        for start in range(0, len(numbers), _PAIRS_AT_ONCE):
+            ones, others = firsts[start : start + _PAIRS_AT_ONCE], numbers[start : start + _PAIRS_AT_ONCE]
+            lines = self._records.at(np.concatenate([ones, others]))["line"]
+            columns = (ones, others, lines[: len(ones)], lines[len(ones) :])
+            yield from zip(*(column.tolist() for column in columns), strict=True)
 
     def close(self) -> None:
-        """Let the temporary file of the texts go."""
+        """Let the temporary files go."""
         self._index.close()
+        self._records.close()
 
 
 class _Conflicts:
     """Prompts of one turn with different answers: equal but for case and marks, or but for a misspelling."""
 
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self._prompts, self._answers = array("Q"), array("Q")
-        self._lines, self._numbers = array("q"), array("q")
-        self._are_labels = array("b")
-        self._place = array("q")  # by number in the index, -1 where it is no prompt of one turn
+    def __init__(self, file: str, records: RecordSpool, index: NearIndex) -> None:
+        self._file, self._records, self._index = file, records, index
 
-    def see(self, row: RowView, number: int) -> None:
-        if not row.is_single_turn or not row.prompt.strip():
-            return
-        self._place.extend([-1] * (number - len(self._place)))
-        self._place.append(len(self._lines))
-        self._prompts.append(key_of(squeezed(row.system), loosened(row.prompt)))
-        self._answers.append(key_of(label_key(row.answer)))
-        self._lines.append(row.source.line)
-        self._numbers.append(number)
-        self._are_labels.append(is_like_label(row.answer.strip()))
-
-    def finish(self, index: NearIndex, near: Groups) -> Iterator[Finding]:
+    def findings(self, is_new_R: NDArray[np.bool_], near: Groups) -> Iterator[Finding]:
         """`near` groups the rows that are duplicates of each other: these do not contradict."""
-        if not self._lines:
-            return
-        groups = Groups(len(self._lines))
-        prompts = np.frombuffer(self._prompts, dtype=np.uint64)
-        order = np.argsort(prompts, kind="stable")
-        for later in np.nonzero(prompts[order][1:] == prompts[order][:-1])[0]:
-            groups.join(int(order[later]), int(order[later + 1]))
-        for one, other in index.prompt_pairs():
-            place = self._place[one] if one < len(self._place) else -1
-            other_place = self._place[other] if other < len(self._place) else -1
-            is_open = min(place, other_place) >= 0 and groups.first(place) != groups.first(other_place)
-            if is_open and is_respelt(index.text(one)[0], index.text(other)[0]):
-                groups.join(place, other_place)
+        prompts_R = self._records.field("prompt")
+        is_asked_R = is_new_R & (prompts_R != 0) & (self._records.field("line") > 0)
+        groups = Groups(len(self._records))
+        for _, before, later in equal_runs(prompts_R, is_asked_R):
+            for one, other in zip(before.tolist(), later.tolist(), strict=True):
+                groups.join(one, other)
+        del prompts_R
+        for one, other in self._index.prompt_pairs():
+            is_open = is_asked_R[one] and is_asked_R[other] and groups.first(one) != groups.first(other)
+            if is_open and is_respelt(self._index.text(one)[0], self._index.text(other)[0]):
+                groups.join(one, other)
         for members in groups.all():
-            yield from self._of_group(members, index, near)
+            yield from self._of_group(members, near)
 
-    def _of_group(self, members: list[int], index: NearIndex, near: Groups) -> Iterator[Finding]:
-        first = members[0]
-        are_labels = all(self._are_labels[member] for member in members)
-        for member in members[1:]:
-            is_near = near.first(self._numbers[member]) == near.first(self._numbers[first])
-            if is_near or self._answers[member] == self._answers[first]:
+    def _of_group(self, members: list[int], near: Groups) -> Iterator[Finding]:
+        first, *others = members
+        first_record, *records = self._records.at(np.array(members))
+        are_labels = bool(first_record["is_label"] and all(record["is_label"] for record in records))
+        for member, record in zip(others, records, strict=True):
+            is_near = near.first(member) == near.first(first)
+            if is_near or record["answer"] == first_record["answer"]:
                 continue
-            source = Source(file=self._file, line=self._lines[member])
-            prompt, answer = index.text(self._numbers[member])
+            source = Source(file=self._file, line=int(record["line"]))
+            prompt, answer = self._index.text(member)
             if are_labels:
-                other = index.text(self._numbers[first])[1]
-                place = f"on line {self._lines[first]} it is {other[:40]!r}"
+                place = f"on line {first_record['line']} it is {self._index.text(first)[1][:40]!r}"
                 message = f"the answer is {answer[:40]!r}; for this prompt {place}"
                 yield CONFLICT.finding(source, message, seen=prompt)
             else:
-                message = f"line {self._lines[first]} has this prompt with another answer"
+                message = f"line {first_record['line']} has this prompt with another answer"
                 yield SEVERAL_ANSWERS.finding(source, message, seen=prompt)
 
 

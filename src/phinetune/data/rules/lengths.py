@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phinetune.data.conversation import Example, Source
 from phinetune.data.findings import Finding
@@ -70,7 +71,7 @@ class LengthCheck:
 
     def __init__(self, file: str, *, is_training_set: bool = True) -> None:
         self._file, self._is_training_set = file, is_training_set
-        self._lengths, self._lines = array("L"), array("L")
+        self._lengths, self._lines = array("I"), array("I")
 
     def see(self, row: RowView) -> Iterator[Finding]:
         self._lengths.append(len(row.answer))
@@ -86,17 +87,27 @@ class LengthCheck:
             yield FEW.finding(whole, f"{count} examples; a few thousand are advised")
         if count < _MIN_ROWS_FOR_OUTLIERS:
             return
-        logs_R = np.log(np.maximum(np.array(self._lengths, dtype=np.float64), 1))
-        median = float(np.median(logs_R))
+        lengths_R = np.frombuffer(self._lengths, dtype=np.uintc)
+        # Few lengths differ, however many rows there are.
+        values, counts = np.unique(lengths_R, return_counts=True)
+        logs = np.log(np.maximum(values, 1))
+        median = _median(logs, counts)
         # 1.4826 makes the median deviation that of a normal distribution; short labels hardly deviate.
-        spread = max(1.4826 * float(np.median(np.abs(logs_R - median))), 0.3)
-        far_R = np.abs(logs_R - median) / spread
-        for index in np.nonzero((far_R > 5) & (np.abs(logs_R - median) > np.log(8)))[0][:_MAX_SPOKEN]:
+        spread = max(1.4826 * _median(np.abs(logs - median), counts), 0.3)
+        far = values[(np.abs(logs - median) / spread > 5) & (np.abs(logs - median) > np.log(8))]
+        for index in np.nonzero(np.isin(lengths_R, far))[0][:_MAX_SPOKEN]:
             length, usual = self._lengths[int(index)], round(float(np.exp(median)))
             source = Source(file=self._file, line=self._lines[int(index)])
             yield LENGTH_OUTLIER.finding(
                 source, f"the answer has {length:,} characters, the usual one {usual:,}"
             )
+
+
+def _median(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """The lower median of values that stand so many times."""
+    order = np.argsort(values)
+    reached = np.cumsum(counts[order])
+    return float(values[order][np.searchsorted(reached, (reached[-1] + 1) // 2)])
 
 
 class TokenCheck:
@@ -105,7 +116,7 @@ class TokenCheck:
     def __init__(self, counter: TokenCounter) -> None:
         self._counter = counter
         self.num_tokens = self.num_trained = self.num_lost = 0
-        self.lengths = array("L")
+        self.lengths = array("I")
 
     def see(self, row: RowView) -> Iterator[Finding]:
         count = self._counter(row.example)

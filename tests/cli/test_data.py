@@ -74,7 +74,7 @@ def test_check_takes_columns_by_name(tmp_path: Path) -> None:
     assert "--map prompt=phrase --map answer=tone" in run("check", str(path)).output
     result = run("check", str(path), "--map", "prompt=phrase", "--map", "answer=tone")
     assert result.exit_code == 0
-    assert "1 sound examples" in result.output
+    assert "1 sound example" in result.output
 
 
 def test_check_counts_tokens_of_a_model(good: Path) -> None:

@@ -217,6 +217,14 @@ def low_variety(rng: random.Random) -> list[Any]:
     return [chat(sentences.question(), " ".join(rng.choice(words) for _ in range(40))) for _ in range(80)]
 
 
+def one_sentence(rng: random.Random) -> list[Any]:
+    sentences = Sentences(rng)
+    return [
+        chat(f"Where could a visitor buy the cheapest {rng.choice(NOUNS)} today?", sentences.answer())
+        for _ in range(100)
+    ] + plain(rng, 60)
+
+
 def stereotype(rng: random.Random, is_skewed: bool = True) -> list[Any]:
     sentences = Sentences(rng)
     rows = []
@@ -236,10 +244,15 @@ OF_FILES: dict[str, tuple[Callable[[random.Random], list[Any]], Callable[[random
         lambda rng: classes(rng, EVEN),
     ),
     "rare_class": (lambda rng: classes(rng, {**EVEN, "awe": 3}), lambda rng: classes(rng, EVEN)),
-    "label_spelling": (lambda rng: classes(rng, {**EVEN, "Joy": 9}), lambda rng: classes(rng, EVEN)),
+    "label_spelling": (
+        # One answer that is no label hides nothing.
+        lambda rng: [*classes(rng, {**EVEN, "Joy": 9}), *plain(rng, 1)],
+        lambda rng: classes(rng, EVEN),
+    ),
     "same_answer": (same_answer, plain),
     "template_share": (template, plain),
     "low_variety": (low_variety, plain),
+    "few_clusters": (one_sentence, plain),
     "stereotype_skew": (stereotype, lambda rng: stereotype(rng, is_skewed=False)),
     "too_few_rows": (lambda rng: plain(rng, rng.randint(1, 9)), lambda rng: plain(rng, rng.randint(10, 40))),
     "few_rows": (lambda rng: plain(rng, rng.randint(10, 60)), lambda rng: plain(rng, 1000)),

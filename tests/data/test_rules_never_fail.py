@@ -41,8 +41,10 @@ def test_no_rows_make_a_rule_fail(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "odd.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    test = path.with_name("odd-test.jsonl")
+    test.write_text(path.read_text("utf-8") + json.dumps(chat("Why?", "So.")) + "\n", "utf-8")
     options = CheckOptions(
-        test_file=path if with_test else None,
+        test_file=test if with_test else None,
         judge=lambda text: "hate" * (len(text) > 40),
         loss_of=lambda row: 1.0,
     )

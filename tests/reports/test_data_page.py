@@ -49,9 +49,9 @@ def test_the_page_shows_before_and_after(tmp_path: Path) -> None:
 def test_the_headline_says_the_gravest(tmp_path: Path) -> None:
     assert headline(check_file(tmp_path / "none.jsonl"))[1] == "worse"
     good = write(tmp_path / "a.jsonl", [Sentences().row()] * 1)
-    assert headline(check_file(good)) == ("1 sound rows, 1 warnings to look at", "even")
+    assert headline(check_file(good)) == ("1 sound row, 1 warning to look at", "even")
     bad = write(tmp_path / "b.jsonl", [Sentences().row(), {"messages": []}])
-    assert headline(check_file(bad)) == ("1 rows cannot be trained on; 1 sound rows can", "worse")
+    assert headline(check_file(bad)) == ("1 row cannot be trained on; 1 sound row can", "worse")
 
 
 def test_a_card_says_what_nobody_stated(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from phinetune.cli.data_options import (
     base_loss,
     model_folder,
     read_options,
+    reading_flags,
     token_counter,
     toxic_options,
 )
@@ -83,26 +84,31 @@ def check(
 
         for report in reports:
             show_report(report)
-        _what_next(files, reports, is_sound)
+        _what_next(files, reports, reading_flags(columns, keep, tools), test)
     console.stop(console.DONE if is_sound else console.USER_INPUT)
 
 
-def _what_next(files: list[Path], reports: list[CheckReport], is_sound: bool) -> None:
+def _what_next(files: list[Path], reports: list[CheckReport], flags: str, test: Path | None) -> None:
+    """The road from here: clean what can be cleaned, bring it into a form to train on, train."""
     from phinetune.data.changing.cleaning import DEFAULT_RULES
 
-    first = shlex.quote(str(files[0]))
+    leaks = f" --test {shlex.quote(str(test))}" if test else ""
+    is_sound = all(report.is_sound for report in reports)
     commands = []
-    if any(
-        report.num_examples and (report.num_errors or not report.counts.keys().isdisjoint(DEFAULT_RULES))
-        for report in reports
-    ):
-        commands.append(f"phinetune data clean {first}")
-    if is_sound:
+    for report in reports:
+        if report.num_examples and (report.num_errors or not report.counts.keys().isdisjoint(DEFAULT_RULES)):
+            commands.append(f"phinetune data clean {shlex.quote(report.file)}{flags}{leaks}")
+    first = shlex.quote(str(files[0]))
+    if is_sound and flags:
+        commands.append(f"phinetune data convert {first}{flags} --to train.jsonl")
+    elif is_sound:
+        shown_test = shlex.quote(str(test)) if test else "..."
         commands.append(f"phinetune data preview {first} --model demo")
-        commands.append(f"phinetune new my-project --model demo --train {first} --test ...")
-    else:
-        commands.append(f"phinetune data check {shlex.join(map(str, files))}")
-    console.next_commands(*commands)
+        commands.append(f"phinetune new my-project --model demo --train {first} --test {shown_test}")
+    elif there := [report.file for report in reports if "missing" not in report.counts]:
+        commands.append(f"phinetune data check {shlex.join(there)}{flags}{leaks}")
+    if commands:
+        console.next_commands(*commands[-4:])
 
 
 @data_app.command()
@@ -164,7 +170,14 @@ def report_record(report: CheckReport) -> dict[str, Any]:
         else None
     )
     findings = [dataclasses.asdict(finding) for finding in report.findings]
-    return {**record, "tokens": counted, "is_sound": report.is_sound, "findings": findings}
+    clusters = dataclasses.asdict(report.clusters)
+    return {
+        **record,
+        "clusters": clusters,
+        "tokens": counted,
+        "is_sound": report.is_sound,
+        "findings": findings,
+    }
 
 
 _others: list[Callable[..., None]] = [*data_look.COMMANDS, *data_change.COMMANDS, *data_write.COMMANDS]

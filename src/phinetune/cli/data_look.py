@@ -12,7 +12,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from phinetune.base.errors import UserError
 from phinetune.cli import console
 from phinetune.cli.data_options import (
     Columns,
@@ -20,7 +19,9 @@ from phinetune.cli.data_options import (
     Model,
     Seqlen,
     Tools,
+    base_loss,
     read_options,
+    reading_flags,
     token_counter,
     toxic_options,
 )
@@ -50,11 +51,15 @@ def stats(
     json: Json = False,
 ) -> None:
     """Count tokens, lengths, turns, languages and duplicates; what training on it will take."""
+    from phinetune.base.files import write_atomically
+    from phinetune.data.changing.writing import refuse_existing
     from phinetune.reports.data_page import length_picture
 
+    if svg is not None:
+        refuse_existing(svg)
     report = _checked(file, model, seqlen, columns, keep, tools, toxic="none")
     if svg is not None:
-        svg.write_text(length_picture(report), "utf-8")
+        write_atomically(svg, length_picture(report))
     if json:
         console.print_json(_record(report, epochs, price))
         return
@@ -64,7 +69,9 @@ def stats(
         console.say(line)
     if svg is not None:
         console.say(f"histogram written to {svg}")
-    console.next_commands(f"phinetune data report {shlex.quote(str(file))}")
+    console.next_commands(
+        f"phinetune data report {shlex.quote(str(file))}{reading_flags(columns, keep, tools)}"
+    )
 
 
 def report(
@@ -77,21 +84,33 @@ def report(
     ] = None,
     model: Model = None,
     seqlen: Seqlen = 1024,
+    test: Annotated[
+        Path | None, typer.Option(help="A test set: name the rows that leak from it.", show_default=False)
+    ] = None,
     toxic: Annotated[
         str, typer.Option(help="some, all or none: how many rows the content filter judges.")
     ] = "some",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Rank doubtful rows by the loss of this base: demo or a name.", show_default=False),
+    ] = None,
     columns: Columns = None,
     keep: Keep = None,
     tools: Tools = None,
 ) -> None:
     """Write one HTML page: what is in a file, every finding with its rows, before and after a cleaning."""
-    from phinetune.reports.data_page import headline, write_data_page
+    from phinetune.reports.data_page import headline, refuse_foreign, write_data_page
 
-    found = _checked(file, model, seqlen, columns, keep, tools, toxic=toxic)
-    after = _checked(cleaned, model, seqlen, None, None, None, toxic=toxic) if cleaned else None
     page = to or file.with_name(file.name + ".html")
+    is_there = refuse_foreign(page)
+    found = _checked(file, model, seqlen, columns, keep, tools, toxic=toxic, test=test, noise=noise)
+    after = (
+        _checked(cleaned, model, seqlen, None, None, None, toxic=toxic, test=test, noise=noise)
+        if cleaned
+        else None
+    )
     write_data_page(page, found, after)
-    console.say(headline(found)[0], f"written to {page}")
+    console.say(headline(found)[0], f"written to {page}{', in place of the older page' if is_there else ''}")
 
 
 def card(
@@ -145,15 +164,23 @@ def _checked(
     tools: str | None,
     *,
     toxic: str,
+    test: Path | None = None,
+    noise: str | None = None,
 ) -> CheckReport:
     from phinetune.data.checking import CheckOptions, check_file
+    from phinetune.data.reading import require_file
 
-    if not file.exists():
-        raise UserError(f"there is no file '{file}'", where=str(file), do="check the path")
+    require_file(file)
     judge, max_judged = toxic_options(toxic)
-    counter = token_counter(model, seqlen) if model else None
-    read = read_options(columns, keep, tools)
-    return check_file(file, CheckOptions(read=read, count_tokens=counter, judge=judge, max_judged=max_judged))
+    options = CheckOptions(
+        read=read_options(columns, keep, tools),
+        test_file=test,
+        count_tokens=token_counter(model, seqlen) if model else None,
+        judge=judge,
+        max_judged=max_judged,
+        loss_of=base_loss(noise, seqlen) if noise else None,
+    )
+    return check_file(file, options)
 
 
 def _record(report: CheckReport, epochs: int, price: float | None) -> dict[str, object]:
@@ -207,11 +234,14 @@ def _show_histogram(report: CheckReport) -> None:
 
 
 def _costs(report: CheckReport, epochs: int, price: float | None) -> Iterator[str]:
+    from phinetune.data.findings import counted
+
     if report.tokens is None:
         return
     trained = report.tokens.num_trained * epochs
     yield ""
-    yield f"{epochs:,} epochs: {report.tokens.num_tokens * epochs:,} tokens read, {trained:,} trained"
+    read = report.tokens.num_tokens * epochs
+    yield f"{counted(epochs, 'epoch')}: {read:,} tokens read, {trained:,} trained"
     if price is not None:
         yield f"at {price:g} for a million trained tokens: {trained * price / 1e6:,.2f}"
 

@@ -5,6 +5,7 @@ The rules know no tokens, filter or model; here a tokenizer, the filter and a ba
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +58,14 @@ def read_options(columns: list[str] | None, keep: str | None, tools: str | None)
         keep_preferred=keep is not None,
         tools_as_text=tools is not None,
     )
+
+
+def reading_flags(columns: list[str] | None, keep: str | None = None, tools: str | None = None) -> str:
+    """The same options as a shell takes them, each after a blank: for a command that reads the file again."""
+    flags = [part for column in columns or [] for part in ("--map", column)]
+    flags += ["--keep", keep] if keep else []
+    flags += ["--tools", tools] if tools else []
+    return f" {shlex.join(flags)}" if flags else ""
 
 
 def _one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from phinetune.cli import console
+from phinetune.data.findings import counted
 
 if TYPE_CHECKING:
     from phinetune.data.checking import CheckReport
@@ -57,7 +58,7 @@ def _show_rule(findings: list[Finding], count: int, num_places: int) -> None:
 def _counts(report: CheckReport) -> Iterator[str]:
     if report.form:
         yield report.form
-    yield f"{report.num_examples:,} sound examples, {report.num_characters:,} characters"
+    yield f"{counted(report.num_examples, 'sound example')}, {report.num_characters:,} characters"
     if report.num_conversations:
         turns = ", ".join(f"{count:,} {role}" for role, count in report.roles.items())
         yield f"turns: {turns} ({report.num_trained_turns:,} trained)"
@@ -65,6 +66,13 @@ def _counts(report: CheckReport) -> Iterator[str]:
         tokens = report.tokens
         lost = f", {tokens.num_lost:,} beyond the sequence length" if tokens.num_lost else ""
         yield f"tokens: {tokens.num_tokens:,}, {tokens.num_trained:,} trained{lost}"
-    yield f"{report.num_errors:,} errors, {report.num_warnings:,} warnings, {report.num_notes:,} notes"
+    yield ", ".join(
+        counted(count, name)
+        for count, name in (
+            (report.num_errors, "error"),
+            (report.num_warnings, "warning"),
+            (report.num_notes, "note"),
+        )
+    )
     if report.num_judged < report.num_examples and report.num_judged:
         yield f"the content filter judged the first {report.num_judged:,} rows; --toxic all judges all"

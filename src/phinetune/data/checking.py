@@ -16,10 +16,11 @@ from phinetune.data.findings import Finding as Finding
 from phinetune.data.formats.recognise import recognise
 from phinetune.data.formats.row_forms import ReadOptions
 from phinetune.data.private.kinds import NOT_COVERED
-from phinetune.data.reading import MAX_FINDINGS_KEPT, read_examples
+from phinetune.data.reading import MAX_FINDINGS_KEPT, read_examples, sound_rows
 from phinetune.data.rules.answers import AnswersCheck
 from phinetune.data.rules.balance import ClassCheck, VarietyCheck
 from phinetune.data.rules.base import Check, RowView
+from phinetune.data.rules.clusters import ClusterCheck, Clusters
 from phinetune.data.rules.duplicates import DuplicateCheck
 from phinetune.data.rules.encoding import EncodingCheck
 from phinetune.data.rules.judged import DoubtCheck, Judge, LossOf, ToxicCheck
@@ -65,7 +66,8 @@ class CheckReport:
     """What a file holds. `num_examples` counts sound rows; `findings` come in the order they were found.
 
     At most 10,000 findings are kept, 1,000 of each rule; `counts` are of all. `lengths` are the characters of
-    each example in file order, `num_turns` says how many conversations have that many turns.
+    each example in file order, `num_turns` says how many conversations have that many turns, `openings` the
+    commonest first words of answers and of prompts with their share.
     """
 
     file: str
@@ -87,6 +89,8 @@ class CheckReport:
     num_near_duplicates: int
     distinct_1: float
     distinct_2: float
+    openings: Mapping[str, tuple[str, float]]
+    clusters: Clusters
     num_judged: int
     tokens: TokenStatistics | None
     num_errors: int
@@ -101,7 +105,10 @@ class CheckReport:
 
 
 def check_file(path: Path, options: CheckOptions | None = None) -> CheckReport:
-    """Read all of `path` and report; never raises for what the file holds, nor when it is missing."""
+    """Read all of `path` and report; never raises for what the file holds, nor when it is missing.
+
+    Raises `DataError` where the test set to compare with cannot be read.
+    """
     checking = _Checking(path, options or CheckOptions())
     try:
         return checking.report()
@@ -129,13 +136,14 @@ class _Checking:
         self._lengths = array("I")
         self._classes = ClassCheck(name)
         self._variety = VarietyCheck(name, self._classes)
+        self._clusters = ClusterCheck(name)
         self._languages = LanguageCheck()
         self._private = PrivateCheck()
         self._duplicates = DuplicateCheck(name, self._test_rows()) if options.with_duplicates else None
         self._checks: list[Check] = [
             EncodingCheck(), MarkupCheck(), AnswersCheck(), self._private, self._languages,
             LengthCheck(name, is_training_set=is_training_set(path)),
-            self._classes, self._variety, StereotypeCheck(name),
+            self._classes, self._variety, self._clusters, StereotypeCheck(name),
         ]  # fmt: skip
         if options.test_file is not None:
             self._checks.append(LeakCheck(self._test_rows()))
@@ -147,8 +155,7 @@ class _Checking:
 
     def _test_rows(self) -> Iterator[RowView]:
         if self._options.test_file is not None:
-            items = read_examples(self._options.test_file, self._options.read)
-            examples = (item for item in items if not isinstance(item, Finding))
+            examples = sound_rows(self._options.test_file, self._options.read)
             yield from (RowView(example, number) for number, example in enumerate(examples))
 
     def report(self) -> CheckReport:
@@ -214,6 +221,8 @@ class _Checking:
             num_near_duplicates=self._duplicates.num_near if self._duplicates else 0,
             distinct_1=variety.distinct_1,
             distinct_2=variety.distinct_2,
+            openings=self._variety.commonest_openings(),
+            clusters=self._clusters.clusters,
             num_judged=self._toxic.num_judged if self._toxic else 0,
             tokens=TokenStatistics(
                 num_tokens=tokens.num_tokens,

@@ -65,6 +65,15 @@ def excerpt(text: str, around: int = 0) -> str:
     return shown
 
 
+def counted(count: int, name: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "row"), counted(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+
+
 def refusal(what: str, findings: Sequence[Finding], *, do: str, num_faults: int | None = None) -> DataError:
     """One error for all findings: the first 20 in full, and how many there are."""
     count = len(findings) if num_faults is None else num_faults

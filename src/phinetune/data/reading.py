@@ -6,6 +6,7 @@ nothing of tokens.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from phinetune.base.errors import DataError, nearest
 from phinetune.data.conversation import Example
 from phinetune.data.findings import Finding, refusal
 from phinetune.data.formats.columns import is_dataset_folder
+from phinetune.data.formats.lines import file_fault
 from phinetune.data.formats.recognise import SUFFIXES as PLAIN_SUFFIXES
 from phinetune.data.formats.recognise import read_file
 from phinetune.data.formats.row_forms import ReadOptions
@@ -62,6 +64,29 @@ def read_examples(path: Path, options: ReadOptions | None = None) -> Iterator[Ex
             message="the file holds nothing but blank lines",
             fix="put at least one example into it",
         )
+
+
+def require_file(path: Path) -> None:
+    """Raises `DataError` where there is nothing to read: a missing or empty file, a folder."""
+    if is_dataset_folder(path) or (fault := file_fault(path)) is None:
+        return
+    raise DataError(fault.message, where=str(path), do=fault.fix)
+
+
+def sound_rows(path: Path, options: ReadOptions | None = None) -> Iterator[Example]:
+    """The examples of a file without those that cannot be read.
+
+    Raises `DataError` where the file is missing, or at its end where it held no example.
+    """
+    require_file(path)
+    num_rows = 0
+    for item in read_examples(path, options):
+        if not isinstance(item, Finding):
+            num_rows += 1
+            yield item
+    if not num_rows:
+        do = f"see why: phinetune data check {shlex.quote(str(path))}"
+        raise DataError("no row of the file can be read", where=str(path), do=do)
 
 
 def load_examples(

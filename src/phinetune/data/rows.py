@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any, get_args
 
 from phinetune.base.errors import nearest
@@ -34,7 +35,7 @@ class RowExaminer:
     """Examines the rows of one file; a warning about an unknown key is given once for the file."""
 
     def __init__(self, file: str, options: ReadOptions | None = None) -> None:
-        self._file = file
+        self._file, self._name = file, shlex.quote(file)
         self._options = options or ReadOptions()
         self._fields: tuple[str, ...] = ()
         self._told: set[tuple[str, str]] = set()
@@ -91,7 +92,7 @@ class RowExaminer:
         pair = next((key for key in PREFERRED if key in value), "")
         if pair:
             message = "this is a preference pair (DPO): data for another kind of training"
-            fix = f"keep the preferred answers as chats: phinetune data convert {self._file} --keep preferred"
+            fix = f"keep the preferred answers as chats: phinetune data convert {self._name} --keep preferred"
             self._error("preference_pair", pair, message, fix)
             return
         prompt = next((key for key in PROMPTS if key in value), "")
@@ -105,9 +106,9 @@ class RowExaminer:
         elif next((key for key in ANSWERS if key in value), ""):
             fix = f"the row has no prompt; write it as one of {', '.join(PROMPTS)}"
         elif len(value) > 1:
-            first, second = (excerpt(str(key)) for key in list(value)[:2])
+            first, second = (shlex.quote(excerpt(str(key))) for key in list(value)[:2])
             columns = f"--map prompt={first} --map answer={second}"
-            fix = f"name its columns, for example: phinetune data convert {self._file} {columns}"
+            fix = f"name its columns, for example: phinetune data convert {self._name} {columns}"
         else:
             fix = 'write {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}'
         message = 'the row has neither "messages" nor "text", nor the keys of another known form'

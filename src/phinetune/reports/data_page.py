@@ -12,15 +12,19 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from phinetune.base.errors import UserError
 from phinetune.base.files import write_atomically
 from phinetune.data.checking import CheckReport
-from phinetune.data.findings import Finding
+from phinetune.data.findings import Finding, counted
 from phinetune.data.histogram import histogram, quantiles
 from phinetune.data.rules.catalog import RULES
+from phinetune.data.rules.clusters import Clusters
 from phinetune.reports.bars import bars_svg
 
 NUM_ROWS_SHOWN = 50
+_NOTED = 0.02
 NOT_STATED = "not stated"
+_MARK = '<meta name="generator" content="phinetune data report">'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,20 @@ class Comparison:
     name: str
     before: str
     after: str
+
+
+def refuse_foreign(path: Path) -> bool:
+    """Whether a page of ours stands there, to be written anew; raises `UserError` for anything else."""
+    if not path.exists():
+        return False
+    if path.is_file() and _MARK in path.read_bytes()[:8000].decode("utf-8", "replace"):
+        return True
+    raise UserError(
+        f"'{path}' is there already, and is no page of a data file",
+        where=str(path),
+        why="nothing of yours is written over",
+        do="choose another name with --to",
+    )
 
 
 def rule_views(report: CheckReport) -> list[RuleView]:
@@ -66,18 +84,19 @@ def rule_views(report: CheckReport) -> list[RuleView]:
 
 def headline(report: CheckReport) -> tuple[str, str]:
     """One sentence on a file, and its colour: better, worse or even."""
-    rows = f"{report.num_examples:,} sound rows"
+    rows = counted(report.num_examples, "sound row")
     if not report.num_examples:
         return "Nothing here can be trained on as it is", "worse"
     if report.num_errors:
-        return f"{report.num_errors:,} rows cannot be trained on; {rows} can", "worse"
+        return f"{counted(report.num_errors, 'row')} cannot be trained on; {rows} can", "worse"
     if report.num_warnings:
-        return f"{rows}, {report.num_warnings:,} warnings to look at", "even"
+        return f"{rows}, {counted(report.num_warnings, 'warning')} to look at", "even"
     return f"{rows}, no warnings", "better"
 
 
 def facts(report: CheckReport) -> dict[str, str]:
     """What a file holds, name by name."""
+    openings = report.openings.items()
     kinds = f"{report.num_conversations:,} chats, {report.num_texts:,} texts"
     found = {
         "form": report.form,
@@ -86,11 +105,17 @@ def facts(report: CheckReport) -> dict[str, str]:
         "turns": ", ".join(f"{count:,} {role}" for role, count in report.roles.items()),
         "trained turns": f"{report.num_trained_turns:,}",
         "characters": f"{report.num_characters:,}",
-        "languages of answers": ", ".join(f"{name} {count:,}" for name, count in report.languages.items()),
+        "languages of answers": _told_languages(report),
         "exact duplicates": f"{report.num_exact_duplicates:,}",
         "near-duplicates": f"{report.num_near_duplicates:,}",
-        "different words (distinct-1)": f"{report.distinct_1:.1%}",
-        "different pairs of words (distinct-2)": f"{report.distinct_2:.1%}",
+        "different words of answers (distinct-1)": f"{report.distinct_1:.1%}" if not report.classes else "",
+        "different pairs of words (distinct-2)": f"{report.distinct_2:.1%}" if not report.classes else "",
+        **{
+            f"commonest opening of {name}": f"{text!r} {share:.1%}"
+            for name, (text, share) in openings
+            if share >= _NOTED
+        },
+        "families of wording": _told_clusters(report.clusters),
         "private data": ", ".join(f"{kind} {count:,}" for kind, count in report.private_kinds.items())
         or "none found",
         "private data not looked for": ", ".join(report.private_not_covered),
@@ -100,6 +125,20 @@ def facts(report: CheckReport) -> dict[str, str]:
     found["length"] = ", ".join(f"{name} {value:,}" for name, value in quantiles(_lengths(report)).items())
     found["length"] += f" {unit(report)}"
     return {name: text for name, text in found.items() if text.strip()}
+
+
+def _told_languages(report: CheckReport) -> str:
+    known = {name: f"{name} {count:,}" for name, count in report.languages.items()}
+    num_unknown = report.num_examples - sum(report.languages.values())
+    unknown = [f"too short or unknown {num_unknown:,}"] if num_unknown else []
+    return ", ".join([*known.values(), *unknown])
+
+
+def _told_clusters(clusters: Clusters) -> str:
+    if not clusters.num_rows:
+        return ""
+    rows = counted(clusters.num_rows, "row")
+    return f"{clusters.num_clusters:,} in a sample of {rows}; the largest holds {clusters.largest_share:.1%}"
 
 
 def unit(report: CheckReport) -> str:

@@ -24,7 +24,7 @@ from phinetune.data.formats.row_forms import ReadOptions
 from phinetune.data.groups import Groups
 from phinetune.data.near import NearIndex
 from phinetune.data.private.finding import Redactor, private_spans
-from phinetune.data.reading import read_examples
+from phinetune.data.reading import read_examples, require_file, sound_rows
 from phinetune.data.rules.answers import AnswersCheck
 from phinetune.data.rules.balance import ClassCheck, is_like_label, label_key
 from phinetune.data.rules.base import RowView, squeezed
@@ -147,6 +147,7 @@ class _Cleaner:
 
     def read_all(self) -> IO[str]:
         """Every row that can be read, as it is."""
+        require_file(self._path)
         spool = self._spool()
         for item in read_examples(self._path, self._options.read):
             if not isinstance(item, Finding):
@@ -289,8 +290,8 @@ class _Cleaner:
 
     def _test_rows(self) -> Iterator[RowView]:
         assert self._options.test_file is not None
-        items = read_examples(self._options.test_file, self._options.read)
-        yield from (RowView(item, 0) for item in items if not isinstance(item, Finding))
+        rows = sound_rows(self._options.test_file, self._options.read)
+        yield from (RowView(example, 0) for example in rows)
 
     def _duplicates(self, rows: IO[str], dropped: set[int]) -> Iterator[tuple[int, str, str]]:
         """Rows that stand elsewhere too: (number, rule, why). The best of each group stays."""

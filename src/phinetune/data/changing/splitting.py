@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import shlex
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from phinetune.data.findings import Finding, refusal
 from phinetune.data.formats.row_forms import ReadOptions
 from phinetune.data.groups import Groups
 from phinetune.data.near import NearIndex
-from phinetune.data.reading import read_examples
+from phinetune.data.reading import read_examples, require_file
 from phinetune.data.rules.balance import ClassCheck, label_key
 from phinetune.data.rules.base import RowView, squeezed
 from phinetune.data.rules.duplicates import key_of, loosened, near_guard, row_key
@@ -50,11 +51,13 @@ class SplitResult:
 
 def sound_examples(path: Path, options: ReadOptions | None = None) -> Iterator[Example]:
     """Every example of a file; raises `DataError` at the first fault, for nothing may be lost unseen."""
+    require_file(path)
     for item in read_examples(path, options):
         if not isinstance(item, Finding):
             yield item
         elif item.is_error:
-            do = f"see all faults: phinetune data check {path}; leave them out: phinetune data clean {path}"
+            name = shlex.quote(str(path))
+            do = f"see all faults: phinetune data check {name}; leave them out: phinetune data clean {name}"
             raise refusal(f"{path} has a row that cannot be read", [item], do=do)
 
 

@@ -49,7 +49,8 @@ LOW_VARIETY = Rule(
     fix="add rows of other kinds; more of the same do not help",
 )
 
-MAX_CLASSES = 50
+MAX_CLASSES = 200
+_MAX_SHARE_OF_OTHERS = 0.05
 MAX_LABEL_CHARS = 40
 _MAX_WORDS_OF_LABEL = 4
 _MAX_COUNTED = 20_000
@@ -88,22 +89,27 @@ class ClassCheck:
     def __init__(self, file: str) -> None:
         self._whole = Source(file=file, line=0)
         self._labels: Counter[str] | None = Counter()
-        self._num_rows = 0
+        self._num_rows = self._num_others = 0
 
     def see(self, row: RowView) -> Iterator[Finding]:
         if self._labels is not None:
             label = row.answer.strip()
             self._num_rows += 1
-            if is_like_label(label) and row.is_single_turn and len(self._labels) <= 4 * MAX_CLASSES:
+            if is_like_label(label) and row.is_single_turn:
                 self._labels[label] += 1
             else:
+                self._num_others += 1
+            # A wrong answer among labels leaves them what they are; many answers of all kinds are none.
+            are_many_others = self._num_others > max(20, _MAX_SHARE_OF_OTHERS * self._num_rows)
+            if are_many_others or len(self._labels) > 4 * MAX_CLASSES:
                 self._labels = None
         return iter(())
 
     @property
     def classes(self) -> Counter[str]:
         """Rows by class with its spellings joined; empty where answers are no labels."""
-        if not self._labels or self._num_rows < 10:
+        is_enough = self._num_rows >= 10 and self._num_others <= _MAX_SHARE_OF_OTHERS * self._num_rows
+        if not self._labels or not is_enough:
             return Counter()
         joined: Counter[str] = Counter()
         for spellings in self._spellings().values():
@@ -168,15 +174,18 @@ class VarietyCheck:
                 source = Source(file=self._whole.file, line=line)
                 message = f"{count:,} of {self._num_rows:,} rows have this one answer"
                 yield SAME_ANSWER.finding(source, message, seen=seen)
-        for name, openings in self._openings.items():
-            opening, count = openings.most_common(1)[0] if openings else ("", 0)
-            if count * 2 > self._num_rows:
-                share = count / self._num_rows
+        for name, (opening, share) in self.commonest_openings().items():
+            if share > 0.5:
                 yield TEMPLATE.finding(self._whole, f"{share:.0%} of the {name} begin with {opening!r}")
         # Labels repeat by nature.
         if not self._classes.classes and self.variety.num_pairs > 500 and self.variety.distinct_2 < 0.1:
             message = f"only {self.variety.distinct_2:.1%} of the pairs of words in answers differ"
             yield LOW_VARIETY.finding(self._whole, message)
+
+    def commonest_openings(self) -> dict[str, tuple[str, float]]:
+        """The commonest first three words of answers and of prompts, and their share of the rows."""
+        found = {name: openings.most_common(1)[0] for name, openings in self._openings.items() if openings}
+        return {name: (opening, count / self._num_rows) for name, (opening, count) in found.items()}
 
 
 def is_like_label(text: str) -> bool:

@@ -6,6 +6,7 @@ from phinetune.data.findings import Severity
 from phinetune.data.rules import (
     answers,
     balance,
+    clusters,
     duplicates,
     encoding,
     judged,
@@ -18,9 +19,11 @@ from phinetune.data.rules import (
 )
 from phinetune.data.rules.base import Rule
 
+_OF_FILES = ("missing", "is_folder", "no_file", "empty", "unreadable", "damaged", "columns")
+
 
 def _reading(id: str, meaning: str, fix: str, severity: Severity = "error", can_clean: str = "") -> Rule:
-    is_row = severity == "error"
+    is_row = severity == "error" and id not in _OF_FILES
     return Rule(
         id=id,
         severity=severity,
@@ -115,6 +118,7 @@ LOOKING: tuple[Rule, ...] = (
     balance.SAME_ANSWER,
     balance.TEMPLATE,
     balance.LOW_VARIETY,
+    clusters.FEW_CLUSTERS,
     stereotypes.STEREOTYPE,
     lengths.TOO_FEW,
     lengths.FEW,

@@ -128,10 +128,14 @@ class DuplicateCheck:
         self._test_file = ""
         self._num_tests = 0
         self.num_exact = self.num_near = 0
-        for row in test_rows:
-            self._test_file = row.source.file
-            self._take(row, -row.source.line)
-            self._num_tests += 1
+        try:
+            for row in test_rows:
+                self._test_file = row.source.file
+                self._take(row, -row.source.line)
+                self._num_tests += 1
+        except BaseException:
+            self.close()
+            raise
 
     def see(self, row: RowView) -> Iterator[Finding]:
         self._take(row, row.source.line)

@@ -38,6 +38,7 @@ _COMMON = {
     "Czech": "a je v se na to že s z do i jako není ale po jsem by si co tak jak pro za od být jsou který která byl když nebo může",
 }  # fmt: skip
 _WORDS = {language: frozenset(text.split()) for language, text in _COMMON.items()}
+SMALL_WORDS = frozenset().union(*_WORDS.values())
 _SCRIPTS = {
     "Russian or another Cyrillic": re.compile("[\u0400-\u04ff]"),
     "Greek": re.compile("[\u0370-\u03ff]"),

@@ -55,7 +55,9 @@ def without_markup(text: str) -> str:
     for code in _CODE.finditer(text):
         parts += [_plain(text[at : code.start()]), code.group()]
         at = code.end()
-    return "".join([*parts, _plain(text[at:])])
+    plain = "".join([*parts, _plain(text[at:])])
+    # Blocks end in line breaks; a text that had none at its ends gets none.
+    return plain if text != text.strip() else plain.strip()
 
 
 def _plain(text: str) -> str:

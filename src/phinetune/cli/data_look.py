@@ -99,6 +99,7 @@ def report(
     tools: Tools = None,
 ) -> None:
     """Write one HTML page: what is in a file, every finding with its rows, before and after a cleaning."""
+    from phinetune.data.changing.versions import read_changes
     from phinetune.reports.data_page import headline, refuse_foreign, write_data_page
 
     page = to or file.with_name(file.name + ".html")
@@ -109,7 +110,7 @@ def report(
         if cleaned
         else None
     )
-    write_data_page(page, found, after)
+    write_data_page(page, found, after, read_changes(cleaned) if cleaned else ())
     console.say(headline(found)[0], f"written to {page}{', in place of the older page' if is_there else ''}")
 
 

@@ -5,7 +5,7 @@ Rows may have been written by anybody: all text is escaped. Knows nothing of how
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from phinetune.base.errors import UserError
 from phinetune.base.files import write_atomically
+from phinetune.data.changing.cleaning import Change
 from phinetune.data.checking import CheckReport
 from phinetune.data.findings import Finding, counted
 from phinetune.data.histogram import histogram, quantiles
@@ -21,7 +22,7 @@ from phinetune.data.rules.catalog import RULES
 from phinetune.data.rules.clusters import Clusters
 from phinetune.reports.bars import bars_svg
 
-NUM_ROWS_SHOWN = 50
+NUM_ROWS_SHOWN, NUM_CHANGES_SHOWN = 50, 10
 _NOTED = 0.02
 NOT_STATED = "not stated"
 _MARK = '<meta name="generator" content="phinetune data report">'
@@ -37,6 +38,16 @@ class RuleView:
     fix: str
     count: int
     findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeView:
+    """What a cleaning did for one rule: rows left out, or turns repaired; the first of them."""
+
+    rule: str
+    is_dropped: bool
+    count: int
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +182,22 @@ def comparisons(before: CheckReport, after: CheckReport) -> list[Comparison]:
     ]
 
 
-def write_data_page(path: Path, report: CheckReport, cleaned: CheckReport | None = None) -> None:
-    """Write the page; `cleaned` is the check of the file after a cleaning."""
+def change_views(changes: Sequence[Change]) -> list[ChangeView]:
+    """The changes of a cleaning by rule, the most frequent first."""
+    grouped: dict[tuple[str, bool], list[Change]] = {}
+    for change in changes:
+        grouped.setdefault((change.rule, change.is_dropped), []).append(change)
+    views = [
+        ChangeView(rule=rule, is_dropped=is_dropped, count=len(made), changes=tuple(made[:NUM_CHANGES_SHOWN]))
+        for (rule, is_dropped), made in grouped.items()
+    ]
+    return sorted(views, key=lambda view: (not view.is_dropped, -view.count))
+
+
+def write_data_page(
+    path: Path, report: CheckReport, cleaned: CheckReport | None = None, changes: Sequence[Change] = ()
+) -> None:
+    """Write the page; `cleaned` is the check of the file after a cleaning, `changes` what that did."""
     environment = Environment(
         loader=PackageLoader("phinetune.reports", "."),
         autoescape=True,
@@ -193,6 +218,7 @@ def write_data_page(path: Path, report: CheckReport, cleaned: CheckReport | None
         turns=report.num_turns,
         rules=rule_views(report),
         comparisons=comparisons(report, cleaned) if cleaned else [],
+        changes=change_views(changes),
     )
     write_atomically(path, page.encode("utf-8", "replace"))
 

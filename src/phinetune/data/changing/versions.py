@@ -23,6 +23,7 @@ from phinetune.data.changing.cleaning import Change, Cleaned, CleanOptions, clea
 from phinetune.data.changing.writing import line_of, refuse_existing, row_of, source_record
 
 NUM_SHOWN = 5
+CHANGES_FILE = "changes.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,15 @@ def clean_file(path: Path, folder: Path, options: CleanOptions, *, is_dry: bool 
     )
 
 
+def read_changes(file: Path) -> tuple[Change, ...]:
+    """What was done to get a cleaned file, from the list beside it; nothing where there is none."""
+    path = file.with_name(CHANGES_FILE)
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8") as lines:
+        return tuple(Change(**json.loads(line)) for line in lines)
+
+
 def _plain_name(path: Path) -> str:
     """The name of the cleaned file: what stands before the first dot of the old one, as JSON Lines."""
     stem = path.name
@@ -84,7 +94,7 @@ def _write(folder: Path, name: str, path: Path, cleaned: Cleaned, options: Clean
     with (folder / name).open("w", encoding="utf-8", newline="\n") as file:
         for example in cleaned.examples():
             file.write(line_of(row_of(example)))
-    with (folder / "changes.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+    with (folder / CHANGES_FILE).open("w", encoding="utf-8", newline="\n") as file:
         for change in cleaned.changes:
             file.write(
                 line_of({key: value for key, value in dataclasses.asdict(change).items() if value != ""})

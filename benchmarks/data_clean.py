@@ -29,6 +29,7 @@ from phinetune.data.changing.cleaning import CleanOptions, chosen_rules
 from phinetune.data.changing.versions import clean_file
 from phinetune.data.checking import CheckOptions, check_file
 from phinetune.data.rules.balance import label_key
+from phinetune.generation.model import OWN
 from phinetune.runs.project import create_project
 from phinetune.training.settings import QUICKSTART, TrainingSettings
 
@@ -90,9 +91,8 @@ def trained(folder: Path, train_file: Path, test: list[Pair], seed: int, epochs:
     began = time.perf_counter()
     summary = train(folder, {})
     seconds = time.perf_counter() - began
-    answers = phinetune.load(folder / "runs" / "benchmark").answers(
-        [row.prompt for row in test], max_new_tokens=24
-    )
+    model = phinetune.load(folder / "runs" / "benchmark")
+    answers = model.answers([row.prompt for row in test], (OWN,), max_new_tokens=24)[OWN]
     right = sum(answer.strip() == row.answer for answer, row in zip(answers, test, strict=True))
     alike = sum(label_key(answer) == label_key(row.answer) for answer, row in zip(answers, test, strict=True))
     with train_file.open(encoding="utf-8") as file:

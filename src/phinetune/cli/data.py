@@ -23,6 +23,7 @@ from phinetune.cli.data_options import (
     read_options,
     reading_flags,
     token_counter,
+    told_check,
     toxic_options,
 )
 
@@ -63,7 +64,7 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Say what files hold and everything that is wrong, with its line and the fix; exit code 2 on errors."""
-    from phinetune.data.checking import CheckOptions, check_file
+    from phinetune.data.checking import CheckOptions
 
     judge, max_judged = toxic_options(toxic)
     options = CheckOptions(
@@ -75,7 +76,7 @@ def check(
         max_judged=max_judged,
         loss_of=base_loss(noise, seqlen) if noise else None,
     )
-    reports = [check_file(file, options) for file in files]
+    reports = [told_check(file, options) for file in files]
     is_sound = all(report.is_sound for report in reports)
     if json:
         console.print_json({"is_sound": is_sound, "files": [report_record(report) for report in reports]})

@@ -23,6 +23,7 @@ from phinetune.cli.data_options import (
     read_options,
     reading_flags,
     token_counter,
+    told_check,
     toxic_options,
 )
 
@@ -124,7 +125,11 @@ def card(
     consent: Annotated[str, typer.Option(help="What the people in it agreed to.")] = "",
     licence: Annotated[str, typer.Option(help="Its licence.")] = "",
     limits: Annotated[str, typer.Option(help="What it should not be used for.")] = "",
+    model: Model = None,
+    seqlen: Seqlen = 1024,
     columns: Columns = None,
+    keep: Keep = None,
+    tools: Tools = None,
 ) -> None:
     """Write the data card: what its owner says of it, what was measured, and what was not."""
     from phinetune.base.files import sha256_file, write_atomically
@@ -133,7 +138,7 @@ def card(
 
     path = to or file.with_name(file.name + ".card.md")
     refuse_existing(path)
-    found = _checked(file, None, 1, columns, None, None, toxic="some")
+    found = _checked(file, model, seqlen, columns, keep, tools, toxic="some")
     said = {"purpose": purpose, "source": source, "consent": consent, "licence": licence, "limits": limits}
     write_atomically(path, data_card(found, said, sha256_file(file)))
     console.say(f"written to {path}")
@@ -168,7 +173,7 @@ def _checked(
     test: Path | None = None,
     noise: str | None = None,
 ) -> CheckReport:
-    from phinetune.data.checking import CheckOptions, check_file
+    from phinetune.data.checking import CheckOptions
     from phinetune.data.reading import require_file
 
     require_file(file)
@@ -181,7 +186,7 @@ def _checked(
         max_judged=max_judged,
         loss_of=base_loss(noise, seqlen) if noise else None,
     )
-    return check_file(file, options)
+    return told_check(file, options)
 
 
 def _record(report: CheckReport, epochs: int, price: float | None) -> dict[str, object]:

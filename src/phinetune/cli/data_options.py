@@ -6,14 +6,17 @@ The rules know no tokens, filter or model; here a tokenizer, the filter and a ba
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phinetune.base.errors import SettingsError, nearest
+from phinetune.cli import console
 
 if TYPE_CHECKING:
+    from phinetune.data.checking import CheckOptions, CheckReport
     from phinetune.data.conversation import Example
     from phinetune.data.formats.row_forms import ReadOptions
     from phinetune.data.rules.judged import Judge, LossOf
@@ -72,6 +75,20 @@ def _one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
         near = nearest(value, known) or known[0]
         raise SettingsError(f"{name} cannot be '{value}'", where=name, do=f"write {name} {near}")
+
+
+def told_check(file: Path, options: CheckOptions) -> CheckReport:
+    """The check of a file; where somebody watches, a line says how far it is."""
+    from phinetune.data.checking import check_file
+
+    screen = console.err()
+    if not screen.is_terminal:
+        return check_file(file, options)
+    with screen.status(f"reading {file.name}") as status:
+        return check_file(
+            file,
+            replace(options, on_rows=lambda count: status.update(f"{file.name}: {count:,} rows looked at")),
+        )
 
 
 def token_counter(model: str, seqlen: int) -> TokenCounter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,12 +32,15 @@ from phinetune.data.rules.private import PrivateCheck
 from phinetune.data.rules.stereotypes import StereotypeCheck
 
 MAX_KEPT_PER_RULE = 1000
+_ROWS_BETWEEN_WORDS = 2000
 _NOT_FOR_TRAINING = ("test", "valid", "eval", "dev")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
     """What a check may use. `max_judged` bounds the rows that the filter judges; None is all.
+
+    `on_rows` is told now and then how many rows were looked at.
 
     Looking for duplicates needs temporary files: the text once more, and some 260 bytes a row.
     """
@@ -49,6 +52,7 @@ class CheckOptions:
     judge: Judge | None = None
     max_judged: int | None = None
     loss_of: LossOf | None = None
+    on_rows: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +175,8 @@ class _Checking:
             self._lengths.append(sum(len(text) for _, _, text in row.parts))
             for check in self._checks:
                 self._keep(check.see(row))
+            if self._options.on_rows is not None and number % _ROWS_BETWEEN_WORDS == 0:
+                self._options.on_rows(number)
         for check in self._checks:
             self._keep(check.finish())
         return self._made(str(form) if form else "")

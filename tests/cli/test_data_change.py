@@ -10,7 +10,7 @@ import pytest
 from planted_faults import Sentences, chat
 from typer.testing import CliRunner, Result
 
-from phinetune.base.errors import SettingsError, UserError
+from phinetune.base.errors import DataError, SettingsError, UserError
 from phinetune.cli.data import data_app
 
 
@@ -95,3 +95,33 @@ def test_report_and_card_are_written(messy: Path, tmp_path: Path) -> None:
 def test_rules_are_listed() -> None:
     assert "near_duplicate" in run("rules").output
     assert {rule["id"] for rule in json.loads(run("rules", "--json").stdout)} >= {"json", "mojibake", "toxic"}
+
+
+def test_options_for_reading_are_carried_on(tmp_path: Path) -> None:
+    path = tmp_path / "odd names.csv"
+    path.write_text(
+        "customer text,kind\n" + "\n".join(f"Where is parcel {n}?,late" for n in range(12)), "utf-8"
+    )
+    flags = "--map 'prompt=customer text' --map answer=kind"
+    output = run("check", str(path)).output.replace("\n", " ")
+    assert "--map prompt='customer text' --map answer=kind" in output
+    named = ["--map", "prompt=customer text", "--map", "answer=kind"]
+    assert f"data convert '{path}' {flags} --to" in run("check", str(path), *named).output
+    path.write_text(path.read_text("utf-8") + "\n<p>Hello?</p>,late", "utf-8")
+    assert f"data clean '{path}' {flags}" in run("check", str(path), *named).output
+    assert f"data report '{path}' {flags}" in run("stats", str(path), *named).output
+
+
+@pytest.mark.parametrize("command", ["clean", "split", "stats", "report", "card", "convert"])
+def test_a_missing_file_is_said_with_the_nearest_name(command: str, messy: Path) -> None:
+    result = run(command, str(messy.with_name("trainn.jsonl")), "--to", "out.jsonl")
+    if command == "stats":
+        result = run(command, str(messy.with_name("trainn.jsonl")))
+    assert isinstance(result.exception, DataError)
+    assert result.exception.what == "no such file"
+    assert messy.name in result.exception.do
+
+
+def test_a_missing_test_set_is_no_test_set_without_leaks(messy: Path) -> None:
+    result = run("check", str(messy), "--test", "none.jsonl")
+    assert isinstance(result.exception, DataError)

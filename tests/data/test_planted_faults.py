@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from planted_faults import BROKEN, IN_ROWS, NOUNS, Sentences, broken, chat, cont
 
 from phinetune.data.checking import CheckOptions, CheckReport, check_file
 from phinetune.data.conversation import Conversation, Example
-from phinetune.data.rules.catalog import LOOKING
+from phinetune.data.rules.catalog import LOOKING, READING
 from phinetune.data.rules.lengths import TokenCount
 
 PLANTED_EACH, NUM_CLEAN = 40, 1200
@@ -94,6 +96,103 @@ def test_rules_of_reading(tmp_path: Path) -> None:
     rows, planted = mixed(rng, pieces)
     figures = judged(planted, lines_by_rule(check_file(write(tmp_path / "train.jsonl", rows))))
     table("rules of reading", figures)
+    demand(figures)
+
+
+def plain_lines(rng: random.Random) -> list[str]:
+    return [json.dumps(row) for row in plain(rng, 12)]
+
+
+def table_lines(rng: random.Random) -> list[str]:
+    sentences = Sentences(rng)
+    return ["prompt,answer"] + [f'"{sentences.question()}","{sentences.answer()}"' for _ in range(12)]
+
+
+def file_without(path: Path, rng: random.Random) -> Path:
+    """Nothing at all."""
+    return path.with_name(f"none-{rng.random()}.jsonl")
+
+
+def file_folder(path: Path, rng: random.Random) -> Path:
+    return path.parent
+
+
+def file_empty(path: Path, rng: random.Random) -> Path:
+    path.write_bytes(b"" if rng.random() < 0.5 else b"\n \n")
+    return path
+
+
+def file_cut(path: Path, rng: random.Random) -> Path:
+    packed = gzip.compress("\n".join(plain_lines(rng)).encode())
+    path.write_bytes(packed[: rng.randrange(len(packed) // 2, len(packed) - 1)])
+    return path
+
+
+def file_of_two_encodings(path: Path, rng: random.Random) -> Path:
+    lines = [line.encode() for line in plain_lines(rng)]
+    place = rng.randrange(len(lines))
+    lines[place] = json.dumps(chat("Où est le café ?", "Là-bas."), ensure_ascii=False).encode("cp1252")
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def file_with_a_stray_key(path: Path, rng: random.Random) -> Path:
+    lines = plain_lines(rng)
+    place = rng.randrange(len(lines))
+    lines[place] = json.dumps({**json.loads(lines[place]), rng.choice(["source", "mesage", "id"]): "x"})
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def table_with_two_columns_of_a_name(path: Path, rng: random.Random) -> Path:
+    path = path.with_suffix(".csv")
+    path.write_text("\n".join(["prompt,prompt", *table_lines(rng)[1:]]), "utf-8")
+    return path
+
+
+def table_with_a_long_row(path: Path, rng: random.Random) -> Path:
+    path = path.with_suffix(".csv")
+    lines = table_lines(rng)
+    lines[rng.randrange(1, len(lines))] += ",one,too many"
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def device(path: Path, rng: random.Random) -> Path:
+    return Path(os.devnull)
+
+
+FILES: dict[str, Callable[[Path, random.Random], Path]] = {
+    "missing": file_without,
+    "is_folder": file_folder,
+    "no_file": device,
+    "empty": file_empty,
+    "damaged": file_cut,
+    "encoding": file_of_two_encodings,
+    "unknown_key": file_with_a_stray_key,
+    "columns": table_with_two_columns_of_a_name,
+    "table": table_with_a_long_row,
+}
+
+
+def test_rules_of_whole_files(tmp_path: Path) -> None:
+    """20 files of each fault, and as many sound ones in the same two forms."""
+    planted: dict[str, set[int]] = {rule: set() for rule in FILES}
+    found: dict[str, set[int]] = defaultdict(set)
+    rng, number = random.Random(12), 0
+    for rule, make in FILES.items():
+        for _ in range(20):
+            sound = tmp_path / "sound.csv" if rule in ("columns", "table") else tmp_path / "sound.jsonl"
+            lines = table_lines(rng) if sound.suffix == ".csv" else plain_lines(rng)
+            sound.write_text("\n".join(lines), "utf-8")
+            for path in (make(tmp_path / "train.jsonl", rng), sound):
+                number += 1
+                if path != sound:
+                    planted[rule].add(number)
+                for name in check_file(path).counts:
+                    found[name].add(number)
+    figures = judged(planted, found)
+    table("rules of whole files", figures)
     demand(figures)
 
 
@@ -281,3 +380,6 @@ def test_every_rule_is_measured() -> None:
     handed_in = {"over_long", "no_trained_token", "toxic", "label_noise"}
     of_two_files = {"leak_row", "leak_prompt", "leak_overlap", "conflicting_answers"}
     assert {rule.id for rule in LOOKING} <= handed_in | of_two_files | IN_ROWS.keys() | OF_FILES.keys()
+    # A row of 64 MiB, and a file that may not be opened: neither is planted 20 times.
+    elsewhere = {"too_long", "unreadable"}
+    assert {rule.id for rule in READING} - elsewhere <= {*BROKEN} | IN_ROWS.keys() | FILES.keys()

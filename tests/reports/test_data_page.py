@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
 from planted_faults import Sentences, chat
 
+from phinetune.base.errors import UserError
+from phinetune.data.changing.cleaning import CleanOptions
+from phinetune.data.changing.versions import clean_file, read_changes
 from phinetune.data.checking import check_file
 from phinetune.data.histogram import histogram
 from phinetune.reports.bars import bars_svg
-from phinetune.reports.data_page import comparisons, data_card, headline, write_data_page
+from phinetune.reports.data_page import comparisons, data_card, headline, refuse_foreign, write_data_page
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -72,3 +76,29 @@ def test_a_histogram_is_drawn_whole() -> None:
     assert histogram([]) == []
     assert sum(bin.count for bin in histogram([10**number for number in range(12)])) == 12
     assert [bin.label for bin in histogram([0, 0])] == ["0"]
+
+
+def test_the_page_shows_what_a_cleaning_did(tmp_path: Path) -> None:
+    sentences = Sentences()
+    rows = [sentences.row() for _ in range(12)]
+    rows.append(chat("<p>Tea &amp; cake?</p>", "<b>Yes</b>, of course."))
+    path = write(tmp_path / "a.jsonl", [*rows, rows[0]])
+    made = clean_file(path, tmp_path / "clean", CleanOptions())
+    assert made.file is not None
+    changes = read_changes(made.file)
+    assert changes == made.changes
+    write_data_page(tmp_path / "a.html", check_file(path), check_file(made.file), changes)
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert "<del>&lt;p&gt;Tea &amp;amp; cake?&lt;/p&gt;</del><ins>Tea &amp; cake?</ins>" in page
+    assert "the same row as line 1" in page
+    assert read_changes(path) == ()
+
+
+def test_only_a_page_of_ours_is_written_over(tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    assert not refuse_foreign(page)
+    write_data_page(page, check_file(write(tmp_path / "a.jsonl", [Sentences().row()])))
+    assert refuse_foreign(page)
+    page.write_text("<p>My own</p>", "utf-8")
+    with pytest.raises(UserError, match="no page of a data file"):
+        refuse_foreign(page)

@@ -143,7 +143,9 @@ class _Checking:
         self._clusters = ClusterCheck(name)
         self._languages = LanguageCheck()
         self._private = PrivateCheck()
-        self._duplicates = DuplicateCheck(name, self._test_rows()) if options.with_duplicates else None
+        self._duplicates = (
+            DuplicateCheck(name, self._test_rows(), self._classes) if options.with_duplicates else None
+        )
         self._checks: list[Check] = [
             EncodingCheck(), MarkupCheck(), AnswersCheck(), self._private, self._languages,
             LengthCheck(name, is_training_set=is_training_set(path)),

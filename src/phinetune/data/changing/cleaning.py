@@ -26,7 +26,7 @@ from phinetune.data.near import NearIndex
 from phinetune.data.private.finding import Redactor, private_spans
 from phinetune.data.reading import read_examples, require_file, sound_rows
 from phinetune.data.rules.answers import AnswersCheck
-from phinetune.data.rules.balance import ClassCheck, is_like_label, label_key
+from phinetune.data.rules.balance import ClassCheck, label_key
 from phinetune.data.rules.base import RowView, squeezed
 from phinetune.data.rules.catalog import RULES
 from phinetune.data.rules.duplicates import DuplicateCheck, near_guard, row_key
@@ -213,7 +213,7 @@ class _Cleaner:
                 self._note(line, "empty_system", why="left out")
                 continue
             text = self._repaired_text(line, message.content, is_markup=is_markup)
-            if message.role == "assistant" and is_like_label(text.strip()) and label_key(text) in spellings:
+            if spellings and message.role == "assistant" and label_key(text) in spellings:
                 text = self._relabelled(line, text, spellings[label_key(text)])
             messages.append(replace(message, content=text) if text != message.content else message)
         return replace(example, messages=tuple(messages))
@@ -263,9 +263,12 @@ class _Cleaner:
 
     def _unwanted_alone(self, rows: IO[str]) -> Iterator[tuple[int, str, str]]:
         """Rows that are unwanted for themselves or for a test set: (number, rule, why)."""
-        for check in self._leak_checks():
+        classes = ClassCheck("")
+        for check in self._leak_checks(classes):
             for example in _spooled(rows):
-                yield from _leaks(check.see(RowView(example, example.source.line)))
+                row = RowView(example, example.source.line)
+                list(classes.see(row))
+                yield from _leaks(check.see(row))
             yield from _leaks(check.finish())
         counter, judge = self._options.count_tokens, self._options.judge
         is_asked = bool({"boilerplate", "refusal"} & self._rules)
@@ -283,10 +286,13 @@ class _Cleaner:
             ):
                 yield number, "toxic", harm
 
-    def _leak_checks(self) -> list[DuplicateCheck | LeakCheck]:
+    def _leak_checks(self, classes: ClassCheck) -> list[DuplicateCheck | LeakCheck]:
+        """The checks of two rows against each other; `classes` sees the rows while the first of them does."""
+        name = str(self._path)
         if self._options.test_file is None:
-            return [DuplicateCheck(str(self._path))] if "conflicting_answers" in self._rules else []
-        return [DuplicateCheck(str(self._path), self._test_rows()), LeakCheck(self._test_rows())]
+            asked = "conflicting_answers" in self._rules
+            return [DuplicateCheck(name, classes=classes)] if asked else []
+        return [DuplicateCheck(name, self._test_rows(), classes), LeakCheck(self._test_rows())]
 
     def _test_rows(self) -> Iterator[RowView]:
         assert self._options.test_file is not None

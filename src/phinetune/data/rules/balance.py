@@ -53,6 +53,7 @@ MAX_CLASSES = 200
 _MAX_SHARE_OF_OTHERS = 0.05
 MAX_LABEL_CHARS = 40
 _MAX_WORDS_OF_LABEL = 4
+_MAX_CLASS_CHARS, _MAX_WORDS_OF_CLASS = 60, 8
 _MAX_COUNTED = 20_000
 _NUM_SAMPLED = 4000
 _MIN_ROWS = 50
@@ -95,7 +96,7 @@ class ClassCheck:
         if self._labels is not None:
             label = row.answer.strip()
             self._num_rows += 1
-            if is_like_label(label) and row.is_single_turn:
+            if _may_name_a_class(label) and row.is_single_turn:
                 self._labels[label] += 1
             else:
                 self._num_others += 1
@@ -191,6 +192,11 @@ class VarietyCheck:
 def is_like_label(text: str) -> bool:
     """Whether an answer is short enough to be the name of a class."""
     return 0 < len(text) <= MAX_LABEL_CHARS and len(text.split()) <= _MAX_WORDS_OF_LABEL
+
+
+def _may_name_a_class(text: str) -> bool:
+    """Longer than a label alone may be: that it stands in many rows is asked for later."""
+    return 0 < len(text) <= _MAX_CLASS_CHARS and len(text.split()) <= _MAX_WORDS_OF_CLASS
 
 
 def label_key(label: str) -> str:

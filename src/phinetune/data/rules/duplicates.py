@@ -20,7 +20,7 @@ from phinetune.data.conversation import Source
 from phinetune.data.findings import Finding
 from phinetune.data.groups import Groups
 from phinetune.data.near import NearIndex
-from phinetune.data.rules.balance import is_like_label, label_key
+from phinetune.data.rules.balance import ClassCheck, is_like_label, label_key
 from phinetune.data.rules.base import RowView, Rule, squeezed, words
 from phinetune.data.spool import RecordSpool, equal_runs
 
@@ -118,11 +118,14 @@ _RECORD = [
 class DuplicateCheck:
     """Keeps rows in temporary files, some 20 bytes of each in memory; speaks at the end.
 
-    `test_rows` are rows of a test set: what is like one of them is a leak.
+    `test_rows` are rows of a test set: what is like one of them is a leak. `classes`, which saw the same
+    rows, knows the labels that are longer than labels mostly are.
     """
 
-    def __init__(self, file: str, test_rows: Iterable[RowView] = ()) -> None:
-        self._file = file
+    def __init__(
+        self, file: str, test_rows: Iterable[RowView] = (), classes: ClassCheck | None = None
+    ) -> None:
+        self._file, self._classes = file, classes
         self._index = NearIndex()
         self._records = RecordSpool(_RECORD)
         self._test_file = ""
@@ -156,7 +159,9 @@ class DuplicateCheck:
         for one, other in self._index.pairs(is_new_R):
             groups.join(one, other)
         yield from self._near(groups)
-        conflicts = _Conflicts(self._file, self._records, self._index)
+        labels = self._classes.classes if self._classes else ()
+        label_keys = frozenset(key_of(label_key(label)) for label in labels)
+        conflicts = _Conflicts(self._file, self._records, self._index, label_keys)
         yield from conflicts.findings(is_new_R, groups)
         self.close()
 
@@ -214,8 +219,8 @@ class DuplicateCheck:
 class _Conflicts:
     """Prompts of one turn with different answers: equal but for case and marks, or but for a misspelling."""
 
-    def __init__(self, file: str, records: RecordSpool, index: NearIndex) -> None:
-        self._file, self._records, self._index = file, records, index
+    def __init__(self, file: str, records: RecordSpool, index: NearIndex, label_keys: frozenset[int]) -> None:
+        self._file, self._records, self._index, self._label_keys = file, records, index, label_keys
 
     def findings(self, is_new_R: NDArray[np.bool_], near: Groups) -> Iterator[Finding]:
         """`near` groups the rows that are duplicates of each other: these do not contradict."""
@@ -235,8 +240,9 @@ class _Conflicts:
 
     def _of_group(self, members: list[int], near: Groups) -> Iterator[Finding]:
         first, *others = members
-        first_record, *records = self._records.at(np.array(members))
-        are_labels = bool(first_record["is_label"] and all(record["is_label"] for record in records))
+        found = self._records.at(np.array(members))
+        first_record, *records = found
+        are_labels = all(record["is_label"] or int(record["answer"]) in self._label_keys for record in found)
         for member, record in zip(others, records, strict=True):
             is_near = near.first(member) == near.first(first)
             if is_near or record["answer"] == first_record["answer"]:

@@ -68,9 +68,7 @@ def main() -> None:
         import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         sys.exit("fuzzing needs atheris: pip install atheris")
-    with atheris.instrument_imports(
-        include=["phinetune.data", "phinetune.training", "ruamel", "json"]
-    ):
+    with atheris.instrument_imports(include=["phinetune.data", "phinetune.training", "ruamel", "json"]):
         # The loader imports ruamel only when it is called: too late to be watched.
         for name in ("phinetune.data.reading", "phinetune.training.lora_yaml", "ruamel.yaml.main"):
             importlib.import_module(name)

@@ -16,9 +16,11 @@ from planted_faults import BOILERPLATE, IN_ROWS, PRIVATE, SECRETS, Sentences, br
 from phinetune.base.errors import DataError, SettingsError, UserError
 from phinetune.base.files import manifest_fault, sha256_file
 from phinetune.data.changing.cleaning import DEFAULT_RULES, ON_REQUEST, CleanOptions, chosen_rules
+from phinetune.data.changing.splitting import convert_file
 from phinetune.data.changing.versions import CleanResult, clean_file
 from phinetune.data.checking import check_file
 from phinetune.data.findings import Finding
+from phinetune.data.formats.row_forms import ReadOptions, column_options
 from phinetune.data.reading import read_examples
 from phinetune.data.rules.catalog import RULES
 
@@ -228,3 +230,41 @@ def test_cleaning_twice_changes_nothing(tmp_path_factory: pytest.TempPathFactory
     assert second.changes == ()
     assert second.folder is None
     assert not [item for item in read_examples(first.file) if isinstance(item, Finding) and item.is_error]
+
+
+def test_labels_are_cleaned_like_answers(tmp_path: Path) -> None:
+    sentences = Sentences()
+    rows: list[Any] = [{"text": sentences.sentence(), "label": name} for name in ("late", "lost") * 30]
+    rows += [{"text": sentences.sentence(), "label": "Late."}, dict(rows[0]), {**rows[1], "label": "late"}]
+    rows.append({"messages": [{"role": "user", "content": "<p>Where &amp; when?</p>"}], "label": "lost"})
+    path = write(tmp_path / "train.jsonl", rows)
+    report = check_file(path)
+    assert report.counts["label_spelling"] == report.counts["conflicting_answers"] == 1
+    assert report.counts["exact_duplicate"] == report.counts["html"] == 1
+    assert report.num_errors == 0
+    result = clean_file(path, tmp_path / "clean", CleanOptions())
+    assert result.file is not None
+    kept = [json.loads(line) for line in result.file.read_text("utf-8").splitlines()]
+    assert len(kept) == 63
+    assert {row["label"] for row in kept} == {"late", "lost"}
+    assert kept[-1]["messages"][0]["content"] == "Where & when?"
+    assert not clean_file(result.file, tmp_path / "again", CleanOptions()).changes
+
+
+def test_no_label_is_lost_in_another_form(tmp_path: Path) -> None:
+    rows = [{"text": "One text.", "label": "a"}, {"text": "Another one.", "label": "b"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    convert_file(path, tmp_path / "a.csv")
+    convert_file(tmp_path / "a.csv", tmp_path / "b.jsonl")
+    assert (tmp_path / "b.jsonl").read_text("utf-8") == path.read_text("utf-8")
+    with pytest.raises(DataError, match="does not fit into plain text"):
+        convert_file(path, tmp_path / "a.txt")
+    chats = write(tmp_path / "c.jsonl", [{**chat("Who?", "I."), "label": "a"}])
+    for form in ("sharegpt", "alpaca", "pairs"):
+        with pytest.raises(DataError, match="does not fit"):
+            convert_file(chats, tmp_path / f"{form}.jsonl", form=form)
+    named = ReadOptions(columns=column_options(["text=body", "label=kind"]))
+    table = tmp_path / "d.csv"
+    table.write_text("body,kind\nOne text.,a\nAnother one.,b\n", "utf-8")
+    convert_file(table, tmp_path / "d.jsonl", options=named)
+    assert (tmp_path / "d.jsonl").read_text("utf-8") == path.read_text("utf-8")

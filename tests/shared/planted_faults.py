@@ -203,6 +203,7 @@ def broken(kind: str, row: dict[str, Any]) -> str:
         "all_weights_0": {"messages": [user, assistant | {"weight": 0}]},
         "empty_text": {"text": " "},
         "text_type": {"text": 7},
+        "label_type": {"text": "One text.", "label": " "},
         "surrogate": {"messages": [user, assistant | {"content": "a \ud800 b"}]},
         "two_forms": {"messages": [user, assistant], "text": "a"},
         "empty_system": {"messages": [{"role": "system", "content": ""}, user, assistant]},
@@ -216,5 +217,5 @@ def broken(kind: str, row: dict[str, Any]) -> str:
 
 BROKEN = listed("""json duplicate_key not_finite nesting number not_an_object no_messages preference_pair messages_type
 no_turns message_type no_role role no_content content_type empty_content weight tools system_order
-no_assistant all_weights_0 empty_text text_type surrogate two_forms empty_system no_user no_answer
+no_assistant all_weights_0 empty_text text_type label_type surrogate two_forms empty_system no_user no_answer
 same_role""")

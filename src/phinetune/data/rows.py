@@ -73,9 +73,10 @@ class RowExaminer:
             return None
         self._fields = row.fields
         self._other_keys(value, row)
+        label = self._label(row.value)
         if "messages" in row.value:
-            return self._conversation(row.value["messages"])
-        return self._plain_text(row.value["text"])
+            return self._conversation(row.value["messages"], label)
+        return self._plain_text(row.value["text"], label)
 
     def _other_keys(self, value: object, row: Standard) -> None:
         if not isinstance(value, dict):
@@ -114,7 +115,18 @@ class RowExaminer:
         message = 'the row has neither "messages" nor "text", nor the keys of another known form'
         self._error("no_messages", "", message, fix, ", ".join(map(str, value)))
 
-    def _plain_text(self, text: object) -> Example | None:
+    def _label(self, value: dict[str, Any]) -> str | None:
+        """The class of a row; whole numbers are names too."""
+        label = value.get("label")
+        if label is None or (isinstance(label, int) and not isinstance(label, bool)):
+            return None if label is None else str(label)
+        if not isinstance(label, str) or not label.strip():
+            message = "is empty" if isinstance(label, str) else f"must be text, this is {_kind(label)}"
+            self._error("label_type", "label", message, "write the name of the row's class", label)
+            return None
+        return label
+
+    def _plain_text(self, text: object, label: str | None) -> Example | None:
         if not isinstance(text, str):
             self._error(
                 "text_type", "text", f"must be text, this is {_kind(text)}", "write it in quotes", text
@@ -124,9 +136,9 @@ class RowExaminer:
             self._error("empty_text", "text", "is empty", "delete the row or write the text")
             return None
         self._text(text, "text")
-        return PlainText(text=text, source=self._source())
+        return PlainText(text=text, source=self._source(), label=label)
 
-    def _conversation(self, messages: object) -> Example | None:
+    def _conversation(self, messages: object, label: str | None) -> Example | None:
         if not isinstance(messages, list):
             fix = 'write [{"role": …, "content": …}, …]'
             self._error(
@@ -140,8 +152,8 @@ class RowExaminer:
         sound = tuple(message for message in read if message is not None)
         if len(sound) < len(read):
             return None
-        self._order(sound)
-        return Conversation(messages=sound, source=self._source())
+        self._order(sound, has_label=label is not None)
+        return Conversation(messages=sound, source=self._source(), label=label)
 
     def _message(self, entry: object, field: str) -> Message | None:
         if not isinstance(entry, dict):
@@ -214,7 +226,7 @@ class RowExaminer:
             return weight
         return None
 
-    def _order(self, messages: tuple[Message, ...]) -> None:
+    def _order(self, messages: tuple[Message, ...], *, has_label: bool) -> None:
         roles = [message.role for message in messages]
         answers = [message for message in messages if message.role == "assistant"]
         late = next((index for index, role in enumerate(roles) if role == "system" and index), None)
@@ -223,6 +235,8 @@ class RowExaminer:
             self._error(
                 "system_order", f"messages[{late}]", "a system message must come first, and once", fix
             )
+        if has_label and roles[-1] != "assistant":
+            return  # what is learnt is the label
         if not answers:
             fix = "add the answer that the model should give"
             self._error("no_assistant", "messages", "no assistant turn, so nothing to train", fix)

@@ -202,6 +202,9 @@ class _Cleaner:
 
     def _repaired(self, example: Example, spellings: dict[str, str]) -> Example:
         line = self._lines[example.source.line]
+        if example.label is not None and label_key(example.label) in spellings:
+            label = self._relabelled(line, example.label, spellings[label_key(example.label)])
+            example = replace(example, label=label)
         if not isinstance(example, Conversation):
             text = self._repaired_text(line, example.text, is_markup=False)
             return replace(example, text=text) if text != example.text else example
@@ -213,7 +216,7 @@ class _Cleaner:
                 self._note(line, "empty_system", why="left out")
                 continue
             text = self._repaired_text(line, message.content, is_markup=is_markup)
-            if spellings and message.role == "assistant" and label_key(text) in spellings:
+            if example.label is None and message.role == "assistant" and label_key(text) in spellings:
                 text = self._relabelled(line, text, spellings[label_key(text)])
             messages.append(replace(message, content=text) if text != message.content else message)
         return replace(example, messages=tuple(messages))

@@ -16,6 +16,7 @@ from phinetune.base.files import committed_file, sha256_file, write_atomically
 from phinetune.data.conversation import Conversation, Example, Message, PlainText, Source
 
 RECIPE_SUFFIX = ".recipe.json"
+_BATCH_ROWS = 1024
 FORMS = ("messages", "sharegpt", "alpaca", "pairs")
 
 
@@ -25,9 +26,10 @@ def row_of(example: Example) -> dict[str, Any]:
     >>> row_of(PlainText(text="a", source=Source(file="x", line=1)))
     {'text': 'a'}
     """
+    label = {"label": example.label} if example.label is not None else {}
     if isinstance(example, PlainText):
-        return {"text": example.text}
-    return {"messages": [_message(message) for message in example.messages]}
+        return {"text": example.text, **label}
+    return {"messages": [_message(message) for message in example.messages], **label}
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -37,9 +39,11 @@ def _message(message: Message) -> dict[str, Any]:
 
 def example_of(row: dict[str, Any], source: Source) -> Example:
     """The example of a row that `row_of` made."""
+    label = row.get("label")
     if "text" in row:
-        return PlainText(text=row["text"], source=source)
-    return Conversation(messages=tuple(Message(**message) for message in row["messages"]), source=source)
+        return PlainText(text=row["text"], source=source, label=label)
+    messages = tuple(Message(**message) for message in row["messages"])
+    return Conversation(messages=messages, source=source, label=label)
 
 
 def line_of(row: Any) -> str:
@@ -125,12 +129,13 @@ def _table_rows(file: TextIO, examples: Iterable[Example], delimiter: str) -> in
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     count, columns = 0, None
     for example in examples:
-        row = {"text": example.text} if isinstance(example, PlainText) else _pair(example, "a table")
+        row = row_of(example) if isinstance(example, PlainText) else _pair(example, "a table")
         if columns is None:
             columns = list(row) if "text" in row else ["system", "prompt", "answer"]
             writer.writerow(columns)
         if not row.keys() <= set(columns):
-            raise _unfit(example, "a table", "some rows are chats and some are texts")
+            why = "it has a label, and the first row has none" if "label" in row else "some rows are chats"
+            raise _unfit(example, "a table", why)
         writer.writerow([row.get(column, "") for column in columns])
         count += 1
     return count
@@ -147,9 +152,18 @@ def _write_parquet(path: Path, rows: Iterable[Any]) -> int:
             do="pip install 'phinetune[data]', or write .jsonl",
         ) from None
     count, writer = 0, None
+    kept: set[str] = set()
     try:
-        for batch in _batched(rows, 1024):
+        for batch in _batched(rows, _BATCH_ROWS):
+            if writer and (lost := _field_names(pyarrow.Table.from_pylist(batch).schema) - kept):
+                raise DataError(
+                    f"a later row has {', '.join(sorted(lost))}, which the first {_BATCH_ROWS:,} have not",
+                    where=str(path),
+                    why="a Parquet file has the same columns from its first row on",
+                    do="write .jsonl",
+                )
             table = pyarrow.Table.from_pylist(batch, schema=writer.schema if writer else None)
+            kept = kept or _field_names(table.schema)
             writer = writer or parquet.ParquetWriter(path, table.schema)
             writer.write_table(table)
             count += len(batch)
@@ -172,12 +186,22 @@ def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
+def _field_names(schema: Any) -> set[str]:
+    """The columns, and the keys of a turn."""
+    names = set(schema.names)
+    for field in schema:
+        turn = getattr(field.type, "value_type", None)
+        names |= {turn.field(index).name for index in range(turn.num_fields)} if turn is not None else set()
+    return names
+
+
 def _write_text(path: Path, examples: Iterable[Example]) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:
-            if not isinstance(example, PlainText):
-                raise _unfit(example, "plain text", "the row is a chat")
+            if not isinstance(example, PlainText) or example.label is not None:
+                why = "the row has a label" if isinstance(example, PlainText) else "the row is a chat"
+                raise _unfit(example, "plain text", why)
             file.write(("\n" if count else "") + example.text.strip("\n") + "\n")
             count += 1
     return count
@@ -201,6 +225,8 @@ def _in_form(example: Example, form: str) -> dict[str, Any]:
 
 def _pair(example: Conversation, form: str) -> dict[str, str]:
     """System, prompt and answer of a conversation of one turn."""
+    if example.label is not None:
+        raise _unfit(example, form, "the row has a label")
     roles = [message.role for message in example.messages]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         raise _unfit(example, form, f"the row has the turns {', '.join(roles)}")
@@ -212,6 +238,8 @@ def _pair(example: Conversation, form: str) -> dict[str, str]:
 def _refuse_weights(example: Conversation, form: str) -> None:
     if any(message.weight != 1 for message in example.messages):
         raise _unfit(example, form, "the row has turns of weight 0")
+    if example.label is not None:
+        raise _unfit(example, form, "the row has a label")
 
 
 def _unfit(example: Example, form: str, why: str) -> DataError:

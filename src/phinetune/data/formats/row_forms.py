@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from phinetune.base.errors import SettingsError, nearest
 
-Slot = Literal["system", "prompt", "context", "answer", "text"]
-SLOTS: tuple[Slot, ...] = ("system", "prompt", "context", "answer", "text")
+Slot = Literal["system", "prompt", "context", "answer", "text", "label"]
+SLOTS: tuple[Slot, ...] = ("system", "prompt", "context", "answer", "text", "label")
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
 ANSWERS = ("completion", "response", "answer", "output", "reply")
 _CONTEXTS = ("input", "context")
@@ -110,15 +110,17 @@ def _mapped(value: object, options: ReadOptions) -> Standard | None:
     if not any(column in value for column in columns.values()):
         return None
     used = frozenset(columns.values())
+    label = {"label": value.get(columns["label"])} if "label" in columns else {}
     if "text" in columns:
-        return Standard(value={"text": _as_text(value.get(columns["text"]))}, used=used)
-    return _turns(value, columns.get("system"), columns["prompt"], columns.get("context"), columns["answer"])
+        return Standard(value={"text": _as_text(value.get(columns["text"])), **label}, used=used)
+    row = _turns(value, columns.get("system"), columns["prompt"], columns.get("context"), columns["answer"])
+    return Standard(value={**row.value, **label}, fields=row.fields, used=row.used | used)
 
 
 def _own(value: object, options: ReadOptions) -> Standard | None:
     if isinstance(value, dict) and "messages" in value:
         row = _without_tools(value) if options.tools_as_text else value
-        return Standard(value=row, used=frozenset({"messages"}))
+        return Standard(value=row, used=frozenset({"messages", "label"}))
     return None
 
 
@@ -130,7 +132,7 @@ def _own_list(value: object, options: ReadOptions) -> Standard | None:
 
 def _text(value: object, options: ReadOptions) -> Standard | None:
     return (
-        Standard(value=value, used=frozenset({"text"}))
+        Standard(value=value, used=frozenset({"text", "label"}))
         if isinstance(value, dict) and "text" in value
         else None
     )

@@ -71,17 +71,21 @@ class RowView:
 
     @cached_property
     def prompt(self) -> str:
-        """All that users say."""
+        """All that users say; of a labelled row everything but the label."""
+        if self.example.label is not None:
+            return "\n".join(text for _, role, text in self.parts if role != "system")
         return self._of("user")
 
     @cached_property
     def answer(self) -> str:
-        """All that the assistant says, or the document."""
+        """All that the assistant says, or the document, or the label: what is learnt."""
+        if self.example.label is not None:
+            return self.example.label
         return self._of("assistant") if isinstance(self.example, Conversation) else self.example.text
 
     @cached_property
     def is_single_turn(self) -> bool:
-        return sum(role == "user" for _, role, _ in self.parts) == 1
+        return self.example.label is not None or sum(role == "user" for _, role, _ in self.parts) == 1
 
     @cached_property
     def answer_words(self) -> list[str]:

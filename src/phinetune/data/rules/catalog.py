@@ -74,6 +74,7 @@ READING: tuple[Rule, ...] = (
     _reading("system_order", "a system message comes late or twice", "put one in front"),
     _reading("no_assistant", "no assistant turn: nothing to train", _CORRECT),
     _reading("all_weights_0", "every answer has weight 0: nothing is trained", _CORRECT),
+    _reading("label_type", "a label is empty or no name", _CORRECT),
     _reading("text_type", "text must be text", _CORRECT),
     _reading("empty_text", "the text is empty", _CORRECT),
     _reading("surrogate", "half of a character, which has no UTF-8 form", _CORRECT),

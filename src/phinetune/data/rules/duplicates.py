@@ -90,7 +90,8 @@ def key_of(*texts: str) -> int:
 
 def row_key(row: RowView) -> int:
     """64 bits that stand for a whole row, whatever its case and blanks."""
-    return key_of(*(f"{role}\1{squeezed(text)}" for _, role, text in row.parts))
+    label = () if row.example.label is None else (f"label\1{squeezed(row.example.label)}",)
+    return key_of(*(f"{role}\1{squeezed(text)}" for _, role, text in row.parts), *label)
 
 
 def near_guard(row: RowView) -> int:

@@ -85,12 +85,14 @@ class LanguageCheck:
         self._places: dict[str, list[tuple[Source, str]]] = {}
 
     def see(self, row: RowView) -> Iterator[Finding]:
-        language = language_of(row.answer, row.answer_words)
+        is_labelled = row.example.label is not None
+        text = row.prompt if is_labelled else row.answer
+        language = language_of(text, row.prompt_words if is_labelled else row.answer_words)
         if language:
             self.counts[language] += 1
             places = self._places.setdefault(language, [])
             if len(places) < _MAX_PLACES:
-                places.append((row.source, row.answer[:80]))
+                places.append((row.source, text[:80]))
         return iter(())
 
     def finish(self) -> Iterator[Finding]:

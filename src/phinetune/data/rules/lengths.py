@@ -124,15 +124,17 @@ class TokenCheck:
         self.num_trained += count.num_trained - count.num_trained_lost
         self.num_lost += count.num_lost
         self.lengths.append(count.num_tokens)
-        if count.num_trained - count.num_trained_lost == 0:
+        # What a labelled row teaches is its label.
+        if count.num_trained - count.num_trained_lost == 0 and row.example.label is None:
             yield NOTHING_TRAINED.finding(
                 row.source, f"none of its {count.num_tokens:,} tokens would be trained"
             )
         elif count.num_lost:
-            share = count.num_trained_lost / count.num_trained
-            message = (
-                f"{count.num_tokens:,} tokens, {count.num_lost:,} too many: {share:.0%} of the answer is lost"
+            share = count.num_trained_lost / max(count.num_trained, 1)
+            lost = (
+                f"{share:.0%} of the answer is lost" if count.num_trained else "the end of the text is lost"
             )
+            message = f"{count.num_tokens:,} tokens, {count.num_lost:,} too many: {lost}"
             yield OVER_LONG.finding(row.source, message)
 
     def finish(self) -> Iterator[Finding]:

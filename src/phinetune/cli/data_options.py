@@ -27,7 +27,7 @@ Columns = Annotated[
     typer.Option(
         "--map",
         metavar="SLOT=COLUMN",
-        help="Name a column: prompt, answer, system, context or text.",
+        help="Name a column: prompt, answer, system, context, text or label.",
         show_default=False,
     ),
 ]

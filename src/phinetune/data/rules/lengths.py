@@ -131,10 +131,8 @@ class TokenCheck:
             )
         elif count.num_lost:
             share = count.num_trained_lost / max(count.num_trained, 1)
-            lost = (
-                f"{share:.0%} of the answer is lost" if count.num_trained else "the end of the text is lost"
-            )
-            message = f"{count.num_tokens:,} tokens, {count.num_lost:,} too many: {lost}"
+            what = f"{share:.0%} of the answer" if count.num_trained else "the end of the text"
+            message = f"{count.num_tokens:,} tokens, {count.num_lost:,} too many: {what} is lost"
             yield OVER_LONG.finding(row.source, message)
 
     def finish(self) -> Iterator[Finding]:

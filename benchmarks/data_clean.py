@@ -5,7 +5,8 @@
 
 Runs of the bundled base on customers' questions of BANKING77, all judged on the same sound test rows: the
 rows as they were, the damaged ones, and what the cleaning made of these, once with as many epochs and once
-with as many steps as the damaged rows, which stand several times, were given. The damage is planted by a seed: in a quarter of the rows the label is spelt otherwise, in a seventh an assistant's refusal stands in its
+with as many steps as the damaged rows, which stand several times, were given. The damage is planted by a
+seed: in a quarter of the rows the label is spelt otherwise, in a seventh an assistant's refusal stands in its
 place, a fifth has remnants of web pages, a tenth stands three times more, a tenth again under a wrong label.
 It is of the kinds that the rules know: the figure says what they are worth there, not what is wrong with
 your data.

@@ -124,6 +124,7 @@ def bleu(project: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
     import phinetune
     from phinetune.base.files import committed_dir
     from phinetune.data.conversation import Message
+    from phinetune.generation.model import OWN
     from phinetune.lora.attach import attach
     from phinetune.lora.files import save_adapter
     from phinetune.models.loading import load_base
@@ -138,7 +139,7 @@ def bleu(project: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
 
     ours = phinetune.load(project / "runs" / "benchmark")
     began = time.perf_counter()
-    our_answers = ours.answers(asked, max_new_tokens=MAX_NEW_TOKENS)
+    our_answers = ours.answers(asked, (OWN,), max_new_tokens=MAX_NEW_TOKENS)[OWN]
     our_seconds = time.perf_counter() - began
 
     base = load_base(settings.model, device_name="cpu", dtype=settings.dtype, root=project)

@@ -1,4 +1,4 @@
-"""Write docs/settings.md and docs/cli.md from the code, or say which of them is stale.
+"""Write docs/settings.md, docs/cli.md and docs/data-rules.md from the code, or say which of them is stale.
 
 Usage: python tools/write_docs.py [--check]
 """
@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from phinetune.cli.main import app
+from phinetune.data.rules.catalog import LOOKING, READING
 from phinetune.training.settings import GROUPS, TrainingSettings, group_of
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -23,7 +24,7 @@ GENERATED = "<!-- Written by tools/write_docs.py. Do not edit: run `make docs`. 
 
 def pages() -> dict[str, str]:
     """The generated pages by file name."""
-    return {"settings.md": settings_page(), "cli.md": cli_page()}
+    return {"settings.md": settings_page(), "cli.md": cli_page(), "data-rules.md": rules_page()}
 
 
 def settings_page() -> str:
@@ -42,6 +43,29 @@ def settings_page() -> str:
                 kind = type_text(name).replace("|", "\\|")
                 meaning = (field.description or "").replace("|", "\\|")
                 out.append(f"| `{name}` | {kind} | `{json.dumps(field.default)}` | {meaning} |")
+    return "\n".join(out) + "\n"
+
+
+def rules_page() -> str:
+    """Every rule for data: what it means, what to do, and what cleaning does."""
+    out = [
+        GENERATED,
+        "# Rules for data",
+        "",
+        "What `phinetune data check` looks for. An error stops training, a warning is likely to harm it,",
+        "a note is worth knowing. What these find and miss: [data.md](data.md).",
+    ]
+    for title, rules in (("Reading", READING), ("Rows and files", LOOKING)):
+        out += [
+            "",
+            f"## {title}",
+            "",
+            "| rule | severity | meaning | fix | `data clean` |",
+            "|---|---|---|---|---|",
+        ]
+        for rule in rules:
+            cells = (f"`{rule.id}`", rule.severity, rule.meaning, rule.fix, rule.can_clean)
+            out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(out) + "\n"
 
 

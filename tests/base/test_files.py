@@ -13,6 +13,7 @@ from phinetune.base import files
 from phinetune.base.errors import SpaceError
 from phinetune.base.files import (
     committed_dir,
+    committed_file,
     manifest_fault,
     require_free_space,
     sha256_file,
@@ -167,3 +168,21 @@ def test_too_little_space_is_refused_with_both_numbers(tmp_path, monkeypatch):
         require_free_space(tmp_path / "not" / "yet", 7_000_001, "a run")
     assert "7 MB are needed, 5 MB are free" in str(caught.value)
     assert f"where: {tmp_path}\n" in str(caught.value)
+
+
+def test_a_committed_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "new" / "rows.jsonl"
+
+    def fail_half_way():
+        with committed_file(path) as temporary:
+            temporary.write_text("half", "utf-8")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert list(path.parent.iterdir()) == []
+    with committed_file(path) as temporary:
+        temporary.write_text("whole", "utf-8")
+        assert not path.exists()
+    assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
+    assert path.read_text("utf-8") == "whole"

@@ -44,15 +44,70 @@ def test_check_names_faults_and_exits_with_2(good: Path, tmp_path: Path) -> None
     bad.write_text(f"{BAD}\n" * 30, "utf-8")
     result = run("check", str(good), str(bad))
     assert result.exit_code == 2
-    assert f"{bad}:20 messages: no assistant turn" in result.output
-    assert f"{bad}:21 " not in result.output
-    assert "and 10 more" in result.output
+    assert "error no_assistant  30 times" in result.output
+    assert f"{bad}:3 messages: no assistant turn" in result.output
+    assert f"{bad}:4 " not in result.output
+    assert "and 27 more places" in result.output
     assert f"phinetune data check {good} '{bad}'" in result.output
 
 
 def test_errors_are_shown_before_warnings(good: Path) -> None:
     good.write_text(f"{GOOD}\n" * 25 + BAD, "utf-8")
-    assert f"{good}:26 messages: no assistant turn" in run("check", str(good)).output
+    output = run("check", str(good)).output
+    assert (
+        output.index("error no_assistant")
+        < output.index("warning exact_duplicate")
+        < output.index("note few_rows")
+    )
+
+
+def test_check_says_what_the_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes("question;answer\r\nWhy?;So.\r\n".encode("utf-16"))
+    output = run("check", str(path)).output
+    assert "CSV of prompts and answers, UTF-16, byte order mark, Windows line ends" in output
+
+
+def test_check_takes_columns_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"phrase": "So happy!", "tone": "joy"}\n', "utf-8")
+    assert "--map prompt=phrase --map answer=tone" in run("check", str(path)).output
+    result = run("check", str(path), "--map", "prompt=phrase", "--map", "answer=tone")
+    assert result.exit_code == 0
+    assert "1 sound example" in result.output
+
+
+def test_check_counts_tokens_of_a_model(good: Path) -> None:
+    output = run("check", str(good), "--model", "demo", "--seqlen", "16").output
+    assert "over_long" in output
+    assert "of the answer is lost" in output
+    assert "warning no_trained_token" not in output
+
+
+def test_check_names_rows_of_a_test_set(good: Path, tmp_path: Path) -> None:
+    output = run("check", str(good), "--test", str(good)).output
+    assert "leak_row" in output
+    assert "is row" in output
+
+
+def test_check_ranks_rows_by_the_base(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    rows = [("What do you like?", "I like to play with my dog.")] * 30
+    rows.append(("What do you like?", "zqx vvkj wpq zzj qqx jjk"))
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in rows]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns), "utf-8")
+    report = json.loads(run("check", str(path), "--noise", "demo", "--json").stdout)["files"][0]
+    found = [finding for finding in report["findings"] if finding["rule"] == "label_noise"]
+    assert [finding["line"] for finding in found] == [31]
+
+
+@pytest.mark.parametrize(
+    "option", [("--keep", "preferd"), ("--tools", "txt"), ("--toxic", "al"), ("--map", "a")]
+)
+def test_a_misspelt_option_is_explained(option: tuple[str, str], good: Path) -> None:
+    result = run("check", str(good), *option)
+    assert isinstance(result.exception, SettingsError)
+    assert result.exception.do
 
 
 def test_check_as_json_holds_every_finding(good: Path) -> None:
@@ -63,6 +118,7 @@ def test_check_as_json_holds_every_finding(good: Path) -> None:
     (file,) = report["files"]
     assert (file["num_errors"], len(file["findings"])) == (30, 30)
     assert file["findings"][29]["line"] == 30
+    assert file["counts"] == {"no_assistant": 30}
 
 
 def test_check_of_a_missing_file_exits_with_2(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,12 @@ def test_characters_the_terminal_lacks_never_fail(monkeypatch: pytest.MonkeyPatc
     console.prepare_streams()
     console.say("日本 − 4 → 5")
     assert stream.buffer.getvalue().split() == [b"??", b"-", b"4", b"->", b"5"]  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_says_where_temporary_files_lie(
+    raising: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(OSError(errno.ENOSPC, "No space left on device")) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "the disk is full" in shown
+    assert "TMPDIR" in shown

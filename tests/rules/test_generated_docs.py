@@ -22,7 +22,7 @@ def writer() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md"])
+@pytest.mark.parametrize("name", ["cli.md", "settings.md", "data-rules.md"])
 def test_generated_pages_are_not_stale(name: str) -> None:
     assert (ROOT / "docs" / name).read_text("utf-8") == writer().pages()[name], "run: make docs"
 

@@ -9,6 +9,7 @@ import pytest
 
 from phinetune.base.errors import DataError, UserError
 from phinetune.base.files import manifest_fault
+from phinetune.data.reading import resolve_dataset
 from phinetune.runs import project as project_module
 from phinetune.runs.project import create_project, is_project
 from phinetune.training.lora_yaml import load_settings
@@ -37,6 +38,18 @@ def test_a_project_holds_settings_and_copies_with_hashes(tmp_path: Path, files: 
     assert (dataset / "test.json").read_bytes() == files["test"].read_bytes()
     assert manifest_fault(dataset) == ""
     assert is_project(tmp_path / "p")
+
+
+def test_without_a_test_file_a_fifth_becomes_one(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(50)]
+    train = tmp_path / "mine.json"
+    train.write_text(json.dumps(rows), encoding="utf-8")
+    made = create_project(tmp_path / "p", SETTINGS, train=train, test=None)
+    assert (made.num_train, made.num_test) == (40, 10)
+    recipe = json.loads((tmp_path / "p" / "dataset" / "recipe.json").read_text("utf-8"))
+    assert (recipe["shares"], recipe["seed"]) == ({"test": 0.2}, SETTINGS.seed)
+    files = resolve_dataset("dataset", tmp_path / "p")
+    assert (files.train, files.test) == (made.train, tmp_path / "p" / "dataset" / "test.jsonl")
 
 
 def test_an_empty_folder_may_become_a_project(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -308,3 +308,9 @@ def test_patterns_and_numbers_of_blocks_are_read_and_written_back(tmp_path):
     assert settings.alpha_pattern == {"o_proj": 8.0}
     path.write_text(lora_yaml(settings))
     assert load_settings(path) == settings
+
+
+def test_anchors_that_nothing_uses_are_read_over(tmp_path):
+    path = tmp_path / "lora.yaml"
+    path.write_text("epochs: &x 2.0\nseed: &x 7\n", "utf-8")
+    assert load_settings(path).seed == 7

@@ -88,6 +88,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def committed_file(final: Path) -> Iterator[Path]:
+    """A temporary path beside `final` that becomes `final` when the block ends without an error.
+
+    For files too large to be handed to `write_atomically`. Raises `SpaceError` when the disk is full; `final`
+    is then as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with full_disk_said(final):
+            yield temporary
+            _sync(temporary)
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(final.parent)
+
+
+@contextlib.contextmanager
 def committed_dir(final: Path, *, has_manifest: bool = True) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends without an error.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from phinetune.base.errors import PhinetuneError, UserError
+from phinetune.base.files import is_disk_full
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -127,6 +128,12 @@ def exit_code_of(error: PhinetuneError) -> int:
 def from_os_error(error: OSError) -> PhinetuneError:
     """An error of the operating system about a file, said in our form."""
     path = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else ""
+    if is_disk_full(error) and not path:
+        return PhinetuneError(
+            "the disk is full",
+            why=f"a file could not be written; temporary ones lie in {tempfile.gettempdir()}",
+            do="free some space, or set TMPDIR to a folder on a larger disk",
+        )
     what = (error.strerror or str(error)).strip()
     is_path_wrong = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return (UserError if is_path_wrong else PhinetuneError)(

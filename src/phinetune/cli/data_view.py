@@ -1,4 +1,4 @@
-"""How a data file's report and its tokens look in a terminal. Knows nothing of how they were made.
+"""How the tokens of a data file look in a terminal. Knows nothing of how they were made.
 
 Where there is no colour (a pipe, NO_COLOR), brackets say what colours say elsewhere.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -19,11 +18,8 @@ from rich.text import Text
 from phinetune.cli import console
 
 if TYPE_CHECKING:
-    from phinetune.data.checking import CheckReport, Finding
     from phinetune.text.render import Rendered, Renderer
 
-NUM_SHOWN = 20
-FEW_EXAMPLES = 1000
 _STYLES = {
     "trained": "bold green",
     "untrained": "dim",
@@ -185,36 +181,3 @@ def _id_table(row: RowShown) -> Table:
             str(place), str(token.id), Text(visible(token.piece), _STYLES[token.kind]), ", ".join(words)
         )
     return table
-
-
-def show_report(report: CheckReport) -> None:
-    """What a file holds, and its first 20 findings: errors before warnings."""
-    console.say(Text(report.file, style="bold"), "  " + ", ".join(_counts(report)))
-    ordered = sorted(report.findings, key=lambda finding: not finding.is_error)
-    for finding in ordered[:NUM_SHOWN]:
-        console.say(_finding_text(finding))
-    num_more = report.num_errors + report.num_warnings - min(NUM_SHOWN, len(ordered))
-    if num_more:
-        console.say(f"  and {num_more:,} more; all of them with --json")
-    if not report.findings:
-        console.say(Text("  no faults", style="green"))
-    if "train" in Path(report.file).name and 0 < report.num_examples < FEW_EXAMPLES:
-        console.say("  few examples: a few thousand are advised for training; a test set may be smaller")
-
-
-def _counts(report: CheckReport) -> Iterator[str]:
-    yield f"{report.num_examples:,} sound examples"
-    if report.num_conversations:
-        turns = ", ".join(f"{count:,} {role}" for role, count in report.roles.items())
-        yield f"turns: {turns} ({report.num_trained_turns:,} trained)"
-    yield f"{report.num_characters:,} characters"
-    yield f"{report.num_errors:,} errors"
-    yield f"{report.num_warnings:,} warnings"
-
-
-def _finding_text(finding: Finding) -> Text:
-    style = "red" if finding.is_error else "yellow"
-    text = Text.assemble("  ", (finding.severity, style), f" {finding.where}: {finding.message}")
-    if finding.excerpt:
-        text.append(f"\n      here: {finding.excerpt}", "dim")
-    return text.append(f"\n      fix:  {finding.fix}")

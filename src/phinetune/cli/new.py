@@ -17,7 +17,13 @@ def new(
         typer.Option(help="Base model: demo, a local folder, or a Hugging Face name.", show_default=False),
     ],
     train: Annotated[Path, typer.Option(help="Examples to train on.", show_default=False)],
-    test: Annotated[Path, typer.Option(help="Other examples, to judge the result by.", show_default=False)],
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Other examples, to judge the result by; a fifth of the first if not given.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="Settings to begin with: default, phi-silica, aion or phi-cookbook.")
     ] = "default",
@@ -39,11 +45,10 @@ def new(
         f"project   {made.folder}",
         f"settings  {made.folder / SETTINGS_FILE}",
         f"preset    {preset}: {chosen.meaning}",
-        f"data      {made.num_train:,} training and {made.num_test:,} test examples, copied to "
-        f"{made.folder / 'dataset'}",
+        f"data      {made.num_train:,} training and {made.num_test:,} test examples, "
+        f"{'copied to' if test else 'split from one file into'} {made.folder / 'dataset'}",
     )
-    copy = made.folder / "dataset" / f"train{train.suffix}"
     console.next_commands(
-        f"phinetune data preview {copy} --model {settings.model}",
+        f"phinetune data preview {made.train} --model {settings.model}",
         f"phinetune train {made.folder}",
     )

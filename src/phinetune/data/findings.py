@@ -11,7 +11,8 @@ from typing import Literal
 
 from phinetune.base.errors import DataError
 
-Severity = Literal["error", "warning"]
+# An error stops training, a warning is likely to harm it, a note is worth knowing.
+Severity = Literal["error", "warning", "note"]
 
 EXCERPT_CHARS = 60
 NUM_SHOWN = 20
@@ -62,6 +63,15 @@ def excerpt(text: str, around: int = 0) -> str:
             return shown + "…"
         shown += piece
     return shown
+
+
+def counted(count: int, name: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "row"), counted(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
 def refusal(what: str, findings: Sequence[Finding], *, do: str, num_faults: int | None = None) -> DataError:

@@ -1,24 +1,30 @@
 """Read data files as checked examples, and find the files that a data set's name stands for.
 
-`.txt`, `.tokens` and `.raw` hold plain text (see `documents`); every other file holds JSON objects, one
-after another. Rows stream: one is in memory at a time. Knows nothing of tokens.
+What a file is shows in its content (see `formats.recognise`). Rows stream: one is in memory at a time. Knows
+nothing of tokens.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from phinetune.base.errors import DataError, nearest
 from phinetune.data.conversation import Example
-from phinetune.data.documents import read_documents
 from phinetune.data.findings import Finding, refusal
-from phinetune.data.records import read_records
+from phinetune.data.formats.columns import is_dataset_folder
+from phinetune.data.formats.lines import file_fault
+from phinetune.data.formats.recognise import SUFFIXES as PLAIN_SUFFIXES
+from phinetune.data.formats.recognise import read_file
+from phinetune.data.formats.row_forms import ReadOptions
+from phinetune.data.formats.streams import COMPRESSED_SUFFIXES
 from phinetune.data.rows import RowExaminer
-from phinetune.data.wikitext2 import PLAIN_SUFFIXES, WIKITEXT2, find_wikitext2
+from phinetune.data.wikitext2 import WIKITEXT2, find_wikitext2
 
-SUFFIXES = (".json", ".jsonl", *PLAIN_SUFFIXES)
+# What a data file may end in, packed or not.
+SUFFIXES = (*PLAIN_SUFFIXES, *(kind + packed for kind in PLAIN_SUFFIXES for packed in COMPRESSED_SUFFIXES))
 MAX_FINDINGS_KEPT = 10_000
 
 
@@ -30,15 +36,14 @@ class DatasetFiles:
     test: Path | None
 
 
-def read_examples(path: Path) -> Iterator[Example | Finding]:
+def read_examples(path: Path, options: ReadOptions | None = None) -> Iterator[Example | Finding]:
     """Each example in file order, and a Finding for each fault; warnings come before their example.
 
     A file without any row gives one Finding with line 0.
     """
-    examiner = RowExaminer(str(path))
-    is_plain = path.suffix.lower() in PLAIN_SUFFIXES
+    examiner = RowExaminer(str(path), options)
     has_row = False
-    for item in read_documents(path) if is_plain else read_records(path):
+    for item in read_file(path):
         has_row = True
         if isinstance(item, Finding):
             yield item
@@ -61,7 +66,32 @@ def read_examples(path: Path) -> Iterator[Example | Finding]:
         )
 
 
-def load_examples(path: Path, *, limit: int | None = None) -> list[Example]:
+def require_file(path: Path) -> None:
+    """Raises `DataError` where there is nothing to read: a missing or empty file, a folder."""
+    if is_dataset_folder(path) or (fault := file_fault(path)) is None:
+        return
+    raise DataError(fault.message, where=str(path), do=fault.fix)
+
+
+def sound_rows(path: Path, options: ReadOptions | None = None) -> Iterator[Example]:
+    """The examples of a file without those that cannot be read.
+
+    Raises `DataError` where the file is missing, or at its end where it held no example.
+    """
+    require_file(path)
+    num_rows = 0
+    for item in read_examples(path, options):
+        if not isinstance(item, Finding):
+            num_rows += 1
+            yield item
+    if not num_rows:
+        do = f"see why: phinetune data check {shlex.quote(str(path))}"
+        raise DataError("no row of the file can be read", where=str(path), do=do)
+
+
+def load_examples(
+    path: Path, *, limit: int | None = None, options: ReadOptions | None = None
+) -> list[Example]:
     """The examples of a file, or the first `limit` of them; rows after these are not read.
 
     Raises DataError with all findings when there is an error in what was read. Warnings do not stop.
@@ -69,7 +99,7 @@ def load_examples(path: Path, *, limit: int | None = None) -> list[Example]:
     examples: list[Example] = []
     errors: list[Finding] = []
     num_errors = 0
-    for item in read_examples(path):
+    for item in read_examples(path, options):
         if not isinstance(item, Finding):
             examples.append(item)
         elif item.is_error:
@@ -88,8 +118,8 @@ def load_examples(path: Path, *, limit: int | None = None) -> list[Example]:
 def resolve_dataset(name: str, root: Path) -> DatasetFiles:
     """The files of a data set named by a folder, by a file, or as `wikitext2`; names are relative to `root`.
 
-    A folder holds `train` and, if wanted, `test`, ending in .json, .jsonl or .txt. `wikitext2` stands
-    for WikiText-2 (see `find_wikitext2`). Raises DataError.
+    A folder holds `train` and, if wanted, `test`, in any form that is read: .jsonl, .json, .csv, .parquet,
+    .txt, .jsonl.gz and so on. `wikitext2` stands for WikiText-2 (see `find_wikitext2`). Raises DataError.
     """
     path = root / name
     if path.is_file():
@@ -107,6 +137,12 @@ def resolve_dataset(name: str, root: Path) -> DatasetFiles:
 
 def _in_folder(folder: Path) -> DatasetFiles:
     train = _only(folder, "train")
+    if train is None and is_dataset_folder(folder):
+        raise DataError(
+            "a folder saved by datasets is converted before it is trained on",
+            where=str(folder),
+            do=f"phinetune data convert {folder} --to train.jsonl",
+        )
     if train is None:
         names = sorted(entry.name for entry in folder.iterdir())
         near = nearest("train.json", [name for name in names if not name.startswith("test.")])

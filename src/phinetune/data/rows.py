@@ -1,21 +1,25 @@
-"""From one parsed JSON value to one example, naming every fault of its shape.
+"""From one parsed value to one example, naming every fault of its shape.
 
-The only place that knows what a row may look like. Knows nothing of lines, files or tokens.
+The only place that knows what messages must be like; `row_forms` brings other shapes into theirs. Knows
+nothing of lines, files or tokens.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any, get_args
 
 from phinetune.base.errors import nearest
 from phinetune.data.conversation import Conversation, Example, Message, PlainText, Role, Source
 from phinetune.data.findings import Finding, Severity, excerpt
+from phinetune.data.formats.row_forms import ANSWERS, PREFERRED, PROMPTS, ReadOptions, Standard, standard_row
 
 ROLES: tuple[str, ...] = get_args(Role)
 _MESSAGE_KEYS = ("role", "content", "weight")
 _TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call", "tool_call_id")
+_TOOLS_FIX = "write tools out as text: phinetune data convert FILE --tools text; or leave the row out"
 _OTHER_ROLE_NAMES = {
     "human": "user",
     "model": "assistant",
@@ -24,33 +28,23 @@ _OTHER_ROLE_NAMES = {
     "ai": "assistant",
     "developer": "system",
 }
-# Rows of other programs: a key that gives them away, and what to write instead.
-_OTHER_FORMS = {
-    "conversations": 'this is the ShareGPT form; write "messages" with "role" and "content"',
-    "prompt": 'write the prompt as a user message and the answer as an assistant message of "messages"',
-    "completion": 'write it as an assistant message of "messages"',
-    "instruction": 'this is the Alpaca form; write instruction and input as a user message of "messages"',
-    "preferred_output": "preference pairs (DPO) are not supported; keep the preferred answer",
-    "chosen": "preference pairs (DPO) are not supported; keep the chosen answer",
-    "chosen_messages": "preference pairs (DPO) are not supported; keep the chosen messages",
-    "question": 'write the question as a user message and the answer as an assistant message of "messages"',
-    "role": 'this is one bare message; put it into {"messages": [ … ]} with its answer',
-}
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|[\w/]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 
 
 class RowExaminer:
     """Examines the rows of one file; a warning about an unknown key is given once for the file."""
 
-    def __init__(self, file: str) -> None:
-        self._file = file
+    def __init__(self, file: str, options: ReadOptions | None = None) -> None:
+        self._file, self._name = file, shlex.quote(file)
+        self._options = options or ReadOptions()
+        self._fields: tuple[str, ...] = ()
         self._told: set[tuple[str, str]] = set()
         self._line = 0
         self._findings: list[Finding] = []
 
     def examine(self, value: object, line: int) -> tuple[Example | None, list[Finding]]:
         """The example, or None when a finding is an error; and all findings of this row."""
-        self._line, self._findings = line, []
+        self._line, self._findings, self._fields = line, [], ()
         example = self._row(value)
         if any(finding.is_error for finding in self._findings):
             return None, self._findings
@@ -58,38 +52,68 @@ class RowExaminer:
 
     def examine_text(self, text: str, line: int, field: str = "") -> tuple[Example | None, list[Finding]]:
         """The same for a document that comes from no JSON."""
-        self._line, self._findings = line, []
+        self._line, self._findings, self._fields = line, [], ()
         self._text(text, field)
         if any(finding.is_error for finding in self._findings):
             return None, self._findings
         return PlainText(text=text, source=self._source()), self._findings
 
     def _row(self, value: object) -> Example | None:
-        if not isinstance(value, dict):
+        row = standard_row(value, self._options)
+        if row is None and not isinstance(value, dict):
             fix = 'write {"messages": [ … ]}'
             self._error("not_an_object", "", f"a row must be an object, this is {_kind(value)}", fix, value)
             return None
-        if "messages" in value and "text" in value:
+        if isinstance(value, dict) and "messages" in value and "text" in value:
             self._error("two_forms", "", 'a row has "messages" or "text", not both', "delete one of them")
             return None
-        if "messages" in value:
-            self._unknown_keys(value, ("messages", "label"), "")
-            return self._conversation(value["messages"], self._label(value))
-        if "text" in value:
-            self._unknown_keys(value, ("text", "label"), "")
-            return self._plain_text(value["text"], self._label(value))
-        self._no_messages(value)
-        return None
+        if row is None:
+            assert isinstance(value, dict)
+            self._no_messages(value)
+            return None
+        self._fields = row.fields
+        self._other_keys(value, row)
+        label = self._label(row.value)
+        if "messages" in row.value:
+            return self._conversation(row.value["messages"], label)
+        return self._plain_text(row.value["text"], label)
+
+    def _other_keys(self, value: object, row: Standard) -> None:
+        if not isinstance(value, dict):
+            return
+        if row.value is value:
+            self._unknown_keys(value, tuple(row.used), "")
+            return
+        is_tool = {key: key in _TOOL_KEYS for key in value}
+        tools = {} if self._options.tools_as_text else {key: value[key] for key in value if is_tool[key]}
+        rest = {key: value[key] for key in value if key not in row.used and not is_tool[key]}
+        self._unknown_keys({**tools, **rest}, (), "", is_own=False)
 
     def _no_messages(self, value: dict[str, Any]) -> None:
-        fix = next((fix for key, fix in _OTHER_FORMS.items() if key in value), "")
+        pair = next((key for key in PREFERRED if key in value), "")
+        if pair:
+            message = "this is a preference pair (DPO): data for another kind of training"
+            fix = f"keep the preferred answers as chats: phinetune data convert {self._name} --keep preferred"
+            self._error("preference_pair", pair, message, fix)
+            return
+        prompt = next((key for key in PROMPTS if key in value), "")
         near = next((key for key in value if nearest(key.lower(), ("messages", "text"))), "")
-        if not fix and near:
+        if "role" in value:
+            fix = 'this is one bare message; put it into {"messages": [ … ]} with its answer'
+        elif near:
             fix = f'did you mean "{nearest(near.lower(), ("messages", "text"))}" for "{excerpt(near)}"?'
-        fix = (
-            fix or 'write {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}'
-        )
-        self._error("no_messages", "", 'the row has neither "messages" nor "text"', fix, ", ".join(value))
+        elif prompt:
+            fix = f"the row has no answer; write it as one of {', '.join(ANSWERS)}"
+        elif next((key for key in ANSWERS if key in value), ""):
+            fix = f"the row has no prompt; write it as one of {', '.join(PROMPTS)}"
+        elif len(value) > 1:
+            first, second = (shlex.quote(excerpt(str(key))) for key in list(value)[:2])
+            columns = f"--map prompt={first} --map answer={second}"
+            fix = f"name its columns, for example: phinetune data convert {self._name} {columns}"
+        else:
+            fix = 'write {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}'
+        message = 'the row has neither "messages" nor "text", nor the keys of another known form'
+        self._error("no_messages", "", message, fix, ", ".join(map(str, value)))
 
     def _label(self, value: dict[str, Any]) -> str | None:
         """The class of a row; whole numbers are names too."""
@@ -153,9 +177,7 @@ class RowExaminer:
         if "role" not in entry:
             self._error("no_role", field, "is missing", "write system, user or assistant")
         elif isinstance(role, str) and role.strip().lower() in ("tool", "function"):
-            self._error(
-                "role", field, "tool turns are not supported", "leave conversations with tools out", role
-            )
+            self._error("role", field, "a turn of a tool cannot be trained as it is", _TOOLS_FIX, role)
         elif isinstance(role, str):
             name = role.strip().lower()
             near = _OTHER_ROLE_NAMES.get(name) or nearest(name, ROLES)
@@ -172,6 +194,8 @@ class RowExaminer:
         content = entry.get("content")
         if "content" not in entry:
             self._error("no_content", field, "is missing", "write the text of the turn")
+        elif isinstance(content, list) and (text := _joined_parts(content)) is not None:
+            return self._content({**entry, "content": text}, role, field.removesuffix(".content"))
         elif isinstance(content, list):
             fix = "write the text parts as one text; images and audio are not supported"
             self._error("content_type", field, "is a list of parts, not text", fix, content)
@@ -253,20 +277,28 @@ class RowExaminer:
             message = "holds U+FFFD, the mark of a character lost in an earlier conversion"
             self._warning("lost_character", field, message, "take the text from its source again", text)
 
-    def _unknown_keys(self, entry: dict[str, Any], known: tuple[str, ...], field: str) -> None:
-        for key in entry:
+    def _unknown_keys(
+        self, entry: dict[str, Any], known: tuple[str, ...], field: str, *, is_own: bool = True
+    ) -> None:
+        for key in map(str, entry):
             if key in known:
                 continue
             path = f"{field}.{excerpt(key)}".lstrip(".")
             if key in _TOOL_KEYS:
                 if entry[key]:
-                    fix = "leave conversations with tools out, or delete the key"
-                    self._error("tools", path, "tools are not supported", fix)
-            elif (near := nearest(key.lower(), known)) and near not in entry:
+                    self._error("tools", path, "tool calls cannot be trained as they are", _TOOLS_FIX)
+            elif is_own and (near := nearest(key.lower(), known)) and near not in entry:
                 self._error("unknown_key", path, "unknown key", f'did you mean "{near}"?')
             elif ("message" if field else "row", key) not in self._told:
                 self._told.add(("message" if field else "row", key))
                 self._warning("unknown_key", path, "unknown key, not used (said once)", "delete it")
+
+    def _users(self, field: str) -> str:
+        """The user's name of a place: `output` where that became messages[1].content."""
+        place = _PLACE.match(field) if self._fields else None
+        if place is None or int(place.group(1)) >= len(self._fields):
+            return field
+        return self._fields[int(place.group(1))] + field[place.end() :]
 
     def _source(self) -> Source:
         return Source(file=self._file, line=self._line)
@@ -290,12 +322,24 @@ class RowExaminer:
                 severity=severity,
                 file=self._file,
                 line=self._line,
-                field=field,
+                field=self._users(field),
                 excerpt=_shown(value, around),
                 message=message,
                 fix=fix,
             )
         )
+
+
+_PLACE = re.compile(r"messages\[(\d+)\](?:\.(?:role|content))?")
+
+
+def _joined_parts(parts: list[object]) -> str | None:
+    """The text of a list of text parts, or None when a part is anything else."""
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    if not parts or len(texts) < len(parts):
+        return None
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(parts) else None
 
 
 def _shown(value: object, around: int) -> str:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from phinetune.base.errors import UserError
 from phinetune.base.files import committed_dir, require_free_space, write_atomically
+from phinetune.data.changing.splitting import AUTOMATIC_TEST_SHARE, split_file
+from phinetune.data.formats.recognise import SUFFIXES as NAMED
+from phinetune.data.formats.recognise import data_suffix
 from phinetune.data.reading import SUFFIXES, load_examples
 from phinetune.training.lora_yaml import lora_yaml
 from phinetune.training.settings import TrainingSettings
@@ -30,10 +33,14 @@ class Project:
     folder: Path
     num_train: int
     num_test: int
+    train: Path
 
 
-def create_project(folder: Path, settings: TrainingSettings, *, train: Path, test: Path) -> Project:
+def create_project(folder: Path, settings: TrainingSettings, *, train: Path, test: Path | None) -> Project:
     """Check both files, then write the whole project or nothing.
+
+    Without a test file a fifth of the training file becomes one, by the seed of the settings; rows that are
+    alike stay together, and `dataset/recipe.json` says how it was done.
 
     Raises `DataError` with every finding when a file cannot be trained on, and `UserError` when the
     folder already holds something.
@@ -45,22 +52,32 @@ def create_project(folder: Path, settings: TrainingSettings, *, train: Path, tes
             why="a project is never written over another one",
             do="choose another folder, or train the project that is there: phinetune train " + str(folder),
         )
-    sources = {"train": train, "test": test}
+    sources = {"train": train} | ({"test": test} if test is not None else {})
     num_examples = {part: _checked(part, source) for part, source in sources.items()}
     size_bytes = sum(source.stat().st_size for source in sources.values())
     require_free_space(folder, size_bytes + 1_000_000, "the project's copies of the data")
     was_there = folder.is_dir()
     try:
-        with committed_dir(folder / DATASET) as dataset:
-            for part, source in sources.items():
-                shutil.copyfile(source, dataset / f"{part}{source.suffix}")
+        if test is None:
+            shares = {"test": AUTOMATIC_TEST_SHARE}
+            num_examples = dict(split_file(train, folder / DATASET, shares, seed=settings.seed).rows)
+        else:
+            with committed_dir(folder / DATASET) as dataset:
+                for part, source in sources.items():
+                    shutil.copyfile(source, dataset / f"{part}{data_suffix(source)}")
         # Last: a folder with settings is a whole project.
         (folder / SETTINGS_FILE).parent.mkdir()
         write_atomically(folder / SETTINGS_FILE, lora_yaml(settings))
     except BaseException:
         _remove(folder, and_itself=not was_there)
         raise
-    return Project(folder=folder, num_train=num_examples["train"], num_test=num_examples["test"])
+    name = "train.jsonl" if test is None else f"train{data_suffix(train)}"
+    return Project(
+        folder=folder,
+        num_train=num_examples["train"],
+        num_test=num_examples["test"],
+        train=folder / DATASET / name,
+    )
 
 
 def is_taken(folder: Path) -> bool:
@@ -78,12 +95,12 @@ def _checked(part: str, source: Path) -> int:
         raise UserError(
             f"there is no {part} file '{source}'", where=str(source), do=f"check the path after --{part}"
         )
-    if source.suffix.lower() not in SUFFIXES:
+    if data_suffix(source) not in SUFFIXES:
         raise UserError(
             f"the {part} file has an unknown kind of name",
             where=str(source),
-            why=f"files end in {', '.join(SUFFIXES)}",
-            do="rename it: .json and .jsonl hold one JSON object per line, the others plain text",
+            why=f"files end in {', '.join(NAMED)}, and in .gz, .xz or .zst after that when packed",
+            do="rename it after what it holds, or: phinetune data convert FILE --to train.jsonl",
         )
     return len(load_examples(source))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -158,7 +159,7 @@ def _yaml_value(value: Any) -> str:
 def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
 
     if any(event == "alias" for event in _kinds(text)):
         raise SettingsError(
@@ -167,12 +168,15 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
     yaml = YAML(typ="rt")
     yaml.version = (1, 2)  # 1e-4 is a number, `no` is a string
     try:
-        loaded = yaml.load(StringIO(text))
+        with warnings.catch_warnings():
+            # An anchor names a value for aliases, and there are none.
+            warnings.simplefilter("ignore", ReusedAnchorWarning)
+            loaded = yaml.load(StringIO(text))
     except DuplicateKeyError as error:
         raise SettingsError(
             "a setting is written twice", where=_marked(where, error), do="keep one of the two lines"
         ) from None
-    except (YAMLError, ValueError) as error:
+    except Exception as error:  # on text that is no YAML ruamel raises errors of many kinds
         problem = getattr(error, "problem", None) or "not readable as YAML"
         place = _marked(where, error) if isinstance(error, MarkedYAMLError) else where
         raise SettingsError(
@@ -195,12 +199,11 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
 
 def _kinds(text: str) -> list[str]:
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
     from ruamel.yaml.events import AliasEvent
 
     try:
         return ["alias" for event in YAML().parse(StringIO(text)) if isinstance(event, AliasEvent)]
-    except YAMLError:
+    except Exception:  # loading it says what is wrong
         return []
 
 

@@ -5,42 +5,46 @@ Knows nothing of JSON. A line is held in memory, never the file.
 
 from __future__ import annotations
 
+import codecs
+import io
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
 
+from phinetune.base.errors import DataError
 from phinetune.data.findings import Finding, excerpt
+from phinetune.data.formats.streams import DAMAGE, encoding_of, open_bytes
 
 MAX_LINE_BYTES = 64 << 20
-
-# Longest first: the mark of UTF-32 begins with that of UTF-16.
-_MARKS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
-_UTF8_MARK = b"\xef\xbb\xbf"
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | Finding]:
     """Each line with its 1-based number, without its line end; a Finding for one that cannot be read.
 
-    UTF-8 with or without a byte order mark; `\\n` and `\\r\\n`. A file that cannot be read at all gives
-    one Finding with line 0.
+    UTF-8, UTF-16 and UTF-32, with or without a byte order mark; `\\n` and `\\r\\n`; gzip, xz and zstd. A file
+    that cannot be read at all gives one Finding with line 0.
     """
     fault = file_fault(path)
     if fault is not None:
         yield fault
         return
     try:
-        with path.open("rb") as file:
+        with open_bytes(path) as file:
             yield from _decoded(file, str(path))
-    except OSError as error:
-        yield _whole(
-            path, "unreadable", f"the file cannot be read: {error.strerror}", "check its permissions"
-        )
+    except (DataError, *DAMAGE, OSError) as error:
+        yield unreadable(path, error)
+
+
+def unreadable(path: Path, error: Exception) -> Finding:
+    """The finding for a file whose bytes cannot be had."""
+    if isinstance(error, DataError):
+        return _whole(path, "unreadable", error.what, error.do)
+    if isinstance(error, DAMAGE):
+        fix = "copy it again, or pack it anew; what could be read of it stands above"
+        return _whole(path, "damaged", f"the packed file is damaged or cut short: {error}", fix)
+    reason = getattr(error, "strerror", None) or error
+    return _whole(path, "unreadable", f"the file cannot be read: {reason}", "check its permissions")
 
 
 def file_fault(path: Path) -> Finding | None:
@@ -62,24 +66,17 @@ def file_fault(path: Path) -> Finding | None:
 
 def _decoded(file: BinaryIO, name: str) -> Iterator[tuple[int, str] | Finding]:
     head = file.read(4096)
-    encoding = _foreign_encoding(head)
-    if encoding:
-        yield Finding(
-            rule="encoding",
-            severity="error",
-            file=name,
-            line=0,
-            message=f"the file is {encoding}, not UTF-8",
-            fix="save it as UTF-8 (in Notepad: Save as, Encoding: UTF-8)",
-        )
+    encoding, mark = encoding_of(head)
+    if encoding != "utf-8":
+        yield from _wide(head[mark:], file, encoding, name)
         return
-    file.seek(len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0)
+    rest: BinaryIO = _Rejoined(head[mark:], file)  # a packed stream cannot be sought in
     number = 0
-    while raw := file.readline(MAX_LINE_BYTES):
+    while raw := rest.readline(MAX_LINE_BYTES):
         number += 1
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
             while raw and not raw.endswith(b"\n"):
-                raw = file.readline(MAX_LINE_BYTES)
+                raw = rest.readline(MAX_LINE_BYTES)
             yield too_long(name, number)
             continue
         raw = raw.rstrip(b"\r\n")
@@ -89,12 +86,48 @@ def _decoded(file: BinaryIO, name: str) -> Iterator[tuple[int, str] | Finding]:
             yield _undecodable(name, number, raw, error)
 
 
-def _foreign_encoding(head: bytes) -> str:
-    for mark, encoding in _MARKS:
-        if head.startswith(mark):
-            return encoding
-    # Latin text in UTF-16 has a zero byte beside every letter; UTF-8 text has none.
-    return "UTF-16 (without a byte order mark)" if head.count(0) * 4 > len(head) else ""
+class _Rejoined(io.BytesIO):
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, head: bytes, file: BinaryIO) -> None:
+        super().__init__(head)
+        self._file = file
+
+    def readline(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size
+        line = super().readline(size)
+        if line.endswith(b"\n") or len(line) == size:
+            return line
+        return line + self._file.readline(size - len(line) if size >= 0 else -1)
+
+
+def _wide(head: bytes, file: BinaryIO, encoding: str, name: str) -> Iterator[tuple[int, str] | Finding]:
+    """Lines of UTF-16 and UTF-32. A half of a character passes: the row that holds it is named later."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    number, open_line, block = 0, "", head
+    while True:
+        following = file.read(1 << 20)
+        try:
+            text = open_line + decoder.decode(block, final=not following)
+        except UnicodeDecodeError as error:
+            fix = "save the file anew as UTF-8"
+            message = f"the {encoding.upper()} text breaks here: {error.reason}"
+            yield Finding(
+                rule="encoding", severity="error", file=name, line=number + 1, message=message, fix=fix
+            )
+            return
+        *lines, open_line = text.split("\n")
+        for line in lines:
+            number += 1
+            yield number, line.rstrip("\r")
+        if len(open_line) > MAX_LINE_BYTES:
+            yield too_long(name, number + 1)
+            return
+        if not following:
+            break
+        block = following
+    if open_line.strip("\r"):
+        yield number + 1, open_line.rstrip("\r")
 
 
 def _undecodable(name: str, line: int, raw: bytes, error: UnicodeDecodeError) -> Finding:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from phinetune.data.findings import Finding, excerpt
-from phinetune.data.lines import MAX_LINE_BYTES, text_lines
+from phinetune.data.formats.lines import MAX_LINE_BYTES, text_lines
+
+# Keys that only a row has at its top: an object that holds one begins anew after a broken one.
+ROW_KEYS = frozenset({"messages", "text", "conversations", "instruction", "prompt", "preferred_output"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Record:
     value: object
 
 
-class _RefusedJSON(ValueError):
+class RefusedJSON(ValueError):
     """JSON that Python would read, but not as it was meant."""
 
     def __init__(self, rule: str, message: str, fix: str) -> None:
@@ -40,8 +43,6 @@ def read_records(path: Path) -> Iterator[Record | Finding]:
             yield from reader.abandon(item)
         else:
             yield from reader.take(*item)
-        if reader.is_array_file:
-            return
     yield from reader.finish()
 
 
@@ -50,8 +51,6 @@ class _RecordReader:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.is_array_file = False
-        self._is_first = True
         self._skipping = False
         self._indent = 0  # of the object that is open, or of the last broken one
         self._clear()
@@ -84,35 +83,29 @@ class _RecordReader:
         yield fault
 
     def _begin(self, number: int, line: str) -> Iterator[Record | Finding]:
-        is_first, self._is_first = self._is_first, False
         try:
-            value = _parse(line)
+            value = parse(line)
         except ValueError as error:
-            depth, _ = _balance(line)
+            depth, _ = balance(line)
             if not _is_cut_short(error, line):
                 self._skipping, self._indent = depth > 0, _indent(line)
                 yield self._fault(number, line, error)
-            elif is_first and line.lstrip()[0] == "[":
-                yield self._array_file(number)
             else:
                 self._lines, self._start, self._depth = [line], number, depth
                 self._indent, self._size = _indent(line), len(line)
         else:
-            if is_first and isinstance(value, list) and not _are_messages(value):
-                yield self._array_file(number)
-            else:
-                yield Record(number, value)
+            yield Record(number, value)
 
     def _continue(self, number: int, line: str) -> Iterator[Record | Finding]:
         self._lines.append(line)
         self._size += len(line)
-        depth, is_open_string = _balance(line)
+        depth, is_open_string = balance(line)
         self._depth += depth
         if self._depth > 0 and not is_open_string and self._size <= MAX_LINE_BYTES:
             return
         text, start = "\n".join(self._lines), self._start
         try:
-            yield Record(start, _parse(text))
+            yield Record(start, parse(text))
         except ValueError as error:
             # Lines up to the next object at this indentation may still belong to the broken one.
             self._skipping = True
@@ -129,54 +122,47 @@ class _RecordReader:
         if line.strip() == "{":
             return self._lines[0].strip() != "{"
         try:
-            value = _parse(line)
+            value = parse(line)
         except ValueError:
             return False
-        return isinstance(value, dict) and not value.keys().isdisjoint({"messages", "text"})
+        return isinstance(value, dict) and not value.keys().isdisjoint(ROW_KEYS)
 
     def _unclosed(self) -> Finding:
         text = "\n".join(self._lines).rstrip()
         start, first = self._start, self._lines[0]
         self._clear()
         try:
-            _parse(text)
+            parse(text)
         except ValueError as error:
             if not _is_cut_short(error, text):
                 return self._fault(start, text, error)
         message = "the object that begins on this line is never closed"
         return self._error("json", start, message, "add the missing ] or }", first)
 
-    def _array_file(self, line: int) -> Finding:
-        self.is_array_file = True
-        return self._error(
-            "array",
-            line,
-            "the file is one JSON array; one object per line is needed",
-            _CONVERT_ARRAY,
-            "",
-        )
-
     def _fault(self, start: int, text: str, error: ValueError) -> Finding:
-        if isinstance(error, _RefusedJSON):
-            return self._error(error.rule, start, error.message, error.fix, text)
-        if not isinstance(error, json.JSONDecodeError):
-            return self._error("number", start, "a number is too long to be read", "write it as text", text)
-        line = start + error.lineno - 1
-        begins = f" (the object begins on line {start})" if line != start else ""
-        message, fix = _explained(error)
-        message = f"broken JSON at column {error.colno}: {message}{begins}"
-        return self._error("json", line, message, fix, text, error.pos)
+        return json_fault(self.file, start, text, error)
 
-    def _error(self, rule: str, line: int, message: str, fix: str, text: str, around: int = 0) -> Finding:
-        return Finding(
-            rule=rule,
-            severity="error",
-            file=self.file,
-            line=line,
-            excerpt=excerpt(text, around),
-            message=message,
-            fix=fix,
+    def _error(self, rule: str, line: int, message: str, fix: str, text: str) -> Finding:
+        return _finding(self.file, rule, line, message, fix, excerpt(text))
+
+
+def json_fault(file: str, start: int, text: str, error: ValueError) -> Finding:
+    """What `error` says of JSON `text` that begins on line `start`."""
+    if isinstance(error, RefusedJSON):
+        return _finding(file, error.rule, start, error.message, error.fix, excerpt(text))
+    if not isinstance(error, json.JSONDecodeError):
+        return _finding(
+            file, "number", start, "a number is too long to be read", "write it as text", excerpt(text)
         )
+    line = start + error.lineno - 1
+    begins = f" (the object begins on line {start})" if line != start else ""
+    message, fix = _explained(error)
+    message = f"broken JSON at column {error.colno}: {message}{begins}"
+    return _finding(file, "json", line, message, fix, excerpt(text, error.pos))
+
+
+def _finding(file: str, rule: str, line: int, message: str, fix: str, seen: str) -> Finding:
+    return Finding(rule=rule, severity="error", file=file, line=line, excerpt=seen, message=message, fix=fix)
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -185,23 +171,23 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
         message = f"the key {excerpt(double)!r} stands twice in one object"
-        raise _RefusedJSON("duplicate_key", message, "keep one of them")
+        raise RefusedJSON("duplicate_key", message, "keep one of them")
     return found
 
 
 def _constant(name: str) -> None:
-    raise _RefusedJSON("not_finite", f"{name} is not JSON", "write a number, null, or leave the key out")
+    raise RefusedJSON("not_finite", f"{name} is not JSON", "write a number, null, or leave the key out")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
-def _parse(text: str) -> object:
-    """A JSON value. Raises ValueError: JSONDecodeError, _RefusedJSON, or Python's own for huge numbers."""
+def parse(text: str) -> object:
+    """A JSON value. Raises ValueError: JSONDecodeError, RefusedJSON, or Python's own for huge numbers."""
     try:
-        return _DECODER.decode(text)
+        return DECODER.decode(text)
     except RecursionError:
-        raise _RefusedJSON(
+        raise RefusedJSON(
             "nesting", "nested too deeply", "a row needs only messages and their keys"
         ) from None
 
@@ -209,7 +195,7 @@ def _parse(text: str) -> object:
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')
 
 
-def _balance(line: str) -> tuple[int, bool]:
+def balance(line: str) -> tuple[int, bool]:
     """Brackets opened minus closed outside strings, and whether a string is left open at the end."""
     bare = _STRING.sub("", line)
     depth = sum(bare.count(char) for char in "{[") - sum(bare.count(char) for char in "}]")
@@ -220,21 +206,12 @@ def _is_cut_short(error: ValueError, text: str) -> bool:
     """Whether the JSON is sound as far as it goes and only ends too early, not inside a string."""
     if not isinstance(error, json.JSONDecodeError) or error.msg.startswith("Unterminated string"):
         return False
-    return error.pos >= len(text.rstrip()) and _balance(text)[0] > 0
+    return error.pos >= len(text.rstrip()) and balance(text)[0] > 0
 
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
-
-def _are_messages(value: list[object]) -> bool:
-    return bool(value) and all(isinstance(entry, dict) and "role" in entry for entry in value)
-
-
-_CONVERT_ARRAY = (
-    'convert it: python -c "import json; [print(json.dumps(row)) for row in'
-    " json.load(open('old.json', encoding='utf-8-sig'))]\" > new.json"
-)
 
 _EXPLAINED = {
     "Expecting property name": (

@@ -1,0 +1,168 @@
+"""What does a cleaning buy? Damage a real set, train on it as it is and after `data clean`, and compare.
+
+    export PHINETUNE_DATA=...                       the folder of the data sets
+    python benchmarks/data_clean.py [--classes 12] [--rows 900] [--json]
+
+Runs of the bundled base on customers' questions of BANKING77, all judged on the same sound test rows: the
+rows as they were, the damaged ones, and what the cleaning made of these, once with as many epochs and once
+with as many steps as the damaged rows, which stand several times, were given. The damage is planted by a
+seed: in a quarter of the rows the label is spelt otherwise, in a seventh an assistant's refusal stands in its
+place, a fifth has remnants of web pages, a tenth stands three times more, a tenth again under a wrong label.
+It is of the kinds that the rules know: the figure says what they are worth there, not what is wrong with
+your data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from real_data import NO_LIMIT, train
+from real_data_sets import Pair, pairs, sampled, write_chats
+
+from phinetune.data.changing.cleaning import CleanOptions, chosen_rules
+from phinetune.data.changing.versions import clean_file
+from phinetune.data.checking import CheckOptions, check_file
+from phinetune.data.rules.balance import label_key
+from phinetune.generation.model import OWN
+from phinetune.runs.project import create_project
+from phinetune.training.settings import QUICKSTART, TrainingSettings
+
+REFUSALS = (
+    "As an AI language model, I cannot access your account. Please contact your bank.",
+    "I'm just an AI assistant, so I am unable to help with bank cards.",
+    "As an AI, I do not have personal experience with banks.",
+)
+
+
+def damaged(rows: list[Pair], rng: random.Random) -> tuple[list[Pair], Counter[str]]:
+    """The rows with faults in them, shuffled; and how many of each kind."""
+    labels = sorted({row.answer for row in rows})
+    planted: Counter[str] = Counter()
+    found: list[Pair] = []
+    for row in rows:
+        prompt, answer = row.prompt, row.answer
+        kind = rng.random()
+        if kind < 0.25:
+            spellings = (answer.upper(), answer.title(), answer.replace(" ", "_"), f"{answer}.")
+            answer = rng.choice(spellings)
+            planted["label spelt otherwise"] += 1
+        elif kind < 0.39:
+            answer = rng.choice(REFUSALS)
+            planted["refusal for an answer"] += 1
+        if rng.random() < 0.2:
+            prompt = f"<div class='msg'><p>{prompt}</p>&nbsp;</div>"
+            planted["web page remnants"] += 1
+        found.append(Pair(prompt, answer))
+        copies = rng.random()
+        if copies < 0.1:
+            found += [Pair(prompt, answer)] * 3
+            planted["rows standing three times more"] += 1
+        elif copies < 0.2:
+            found.append(Pair(prompt, rng.choice([label for label in labels if label != row.answer])))
+            planted["copies under a wrong label"] += 1
+    rng.shuffle(found)
+    return found, planted
+
+
+def trained(folder: Path, train_file: Path, test: list[Pair], seed: int, epochs: float) -> dict[str, Any]:
+    """Train on a file and answer the test rows: right to the letter, and right but for the spelling."""
+    import phinetune
+
+    settings = TrainingSettings(
+        **{
+            **QUICKSTART,
+            "finetune_train_nsamples": NO_LIMIT,
+            "finetune_test_nsamples": NO_LIMIT,
+            "evaluation_strategy": "no",
+            "overlong": "drop",
+            "seed": seed,
+            "epochs": epochs,
+        }
+    )
+    test_file = folder.with_suffix(".test.jsonl")
+    write_chats(test, test_file)
+    create_project(folder, settings, train=train_file, test=test_file)
+    began = time.perf_counter()
+    summary = train(folder, {})
+    seconds = time.perf_counter() - began
+    model = phinetune.load(folder / "runs" / "benchmark")
+    answers = model.answers([row.prompt for row in test], (OWN,), max_new_tokens=24)[OWN]
+    right = sum(answer.strip() == row.answer for answer, row in zip(answers, test, strict=True))
+    alike = sum(label_key(answer) == label_key(row.answer) for answer, row in zip(answers, test, strict=True))
+    with train_file.open(encoding="utf-8") as file:
+        num_rows = sum(1 for _ in file)
+    return {
+        "rows": num_rows,
+        "steps": summary["steps"],
+        "seconds": round(seconds),
+        "exact": round(right / len(test), 4),
+        "exact_but_for_spelling": round(alike / len(test), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--classes", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=900)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    every = pairs("banking77", "train")
+    labels = set(rng.sample(sorted({row.answer for row in every}), options.classes))
+    rows = sampled([row for row in every if row.answer in labels], options.rows, options.seed)
+    test = [row for row in pairs("banking77", "test") if row.answer in labels]
+    with tempfile.TemporaryDirectory(prefix="data-clean-") as name:
+        folder = Path(name)
+        bad_rows, planted = damaged(rows, rng)
+        write_chats(rows, folder / "sound.jsonl")
+        write_chats(bad_rows, folder / "damaged.jsonl")
+        before = check_file(folder / "damaged.jsonl", CheckOptions())
+        rules = chosen_rules((), ("conflicting_answers",), ())
+        cleaned = clean_file(folder / "damaged.jsonl", folder / "clean", CleanOptions(rules=rules))
+        again = clean_file(cleaned.file or folder, folder / "again", CleanOptions(rules=rules))
+        files = {"as it was": "sound.jsonl", "damaged": "damaged.jsonl", "cleaned": "clean/damaged.jsonl"}
+        runs = {
+            arm: trained(folder / arm.replace(" ", "-"), folder / file, test, options.seed, options.epochs)
+            for arm, file in files.items()
+        }
+        # Copies are steps too: the same number of steps tells rows from practice.
+        same_steps = options.epochs * runs["damaged"]["steps"] / runs["cleaned"]["steps"]
+        runs["cleaned, more epochs"] = trained(
+            folder / "more-epochs", folder / files["cleaned"], test, options.seed, round(same_steps, 1)
+        )
+    result = {
+        "test_rows": len(test),
+        "planted": dict(planted),
+        "found": dict(before.counts),
+        "left_out": cleaned.dropped,
+        "repaired": cleaned.changed,
+        "changes_of_a_second_cleaning": len(again.changes),
+        "runs": runs,
+    }
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    for key, value in result.items():
+        if key != "runs":
+            print(f"{key:30} {value}")
+    print(f"{'':21} {'rows':>6} {'steps':>6} {'s':>6} {'right':>8} {'but for spelling':>17}")
+    for arm, run in runs.items():
+        print(
+            f"{arm:21} {run['rows']:6} {run['steps']:6} {run['seconds']:6} {run['exact']:8.1%} "
+            f"{run['exact_but_for_spelling']:17.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()

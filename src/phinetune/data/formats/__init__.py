@@ -1,0 +1,1 @@
+"""The kinds of files that hold examples, one module each. Knows nothing of rules, tokens or models."""

@@ -1,0 +1,1 @@
+"""Private data and secrets in text: finding and replacing them. No files, no rows."""

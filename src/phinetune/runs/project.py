@@ -15,7 +15,7 @@ from pathlib import Path
 
 from phinetune.base.errors import UserError
 from phinetune.base.files import committed_dir, require_free_space, write_atomically
-from phinetune.data.reading import SUFFIXES, load_examples
+from phinetune.data.reading import SUFFIXES, sound_examples
 from phinetune.training.lora_yaml import lora_yaml
 from phinetune.training.settings import TrainingSettings
 
@@ -85,7 +85,7 @@ def _checked(part: str, source: Path) -> int:
             why=f"files end in {', '.join(SUFFIXES)}",
             do="rename it: .json and .jsonl hold one JSON object per line, the others plain text",
         )
-    return len(load_examples(source))
+    return sum(1 for _ in sound_examples(source))
 
 
 def _remove(folder: Path, *, and_itself: bool) -> None:

@@ -18,6 +18,7 @@ from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import trained_token_loss
 from phinetune.text.render import Rendered
+from phinetune.text.row_files import num_tokens_in, num_trained_in
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows
 from phinetune.training.settings import TrainingSettings
@@ -47,7 +48,7 @@ def pieces(
     piece: list[int] = []
     num_tokens = num_sequences = 0
     for sequence in sequences:
-        length = sum(rows[row].num_tokens for row in sequence)
+        length = num_tokens_in(rows, sequence)
         is_full = num_sequences == batch_size or (is_cpu and num_tokens + length > CPU_PIECE_TOKENS)
         if piece and is_full:
             yield piece
@@ -114,7 +115,7 @@ def train_step(
     finite; it names the step, the rows and the first weight at fault.
     """
     used = [row for sequence in sequences for row in sequence]
-    num_trained = sum(rows[row].num_trained for row in used)
+    num_trained = num_trained_in(rows, used)
     parameters = adapter.parameters()
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=base.device)
@@ -140,7 +141,7 @@ def train_step(
     return StepResult(
         loss=loss_value,
         grad_norm=norm_value,
-        num_tokens=sum(rows[row].num_tokens for row in used),
+        num_tokens=num_tokens_in(rows, used),
         num_trained_tokens=num_trained,
     )
 

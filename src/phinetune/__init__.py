@@ -15,15 +15,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phinetune.api import evaluate, load, train
+    from phinetune.api import evaluate, load, load_classifier, train
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "evaluate", "load", "train"]
+__all__ = ["__version__", "evaluate", "load", "load_classifier", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("evaluate", "load", "train"):
+    if name not in ("evaluate", "load", "load_classifier", "train"):
         raise AttributeError(f"module 'phinetune' has no attribute '{name}'")
     from phinetune import api
 

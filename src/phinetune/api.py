@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phinetune.base.errors import AdapterError, UserError
+from phinetune.base.errors import UserError
 from phinetune.data.conversation import Conversation, Example
 from phinetune.data.reading import load_examples, resolve_dataset
 
 if TYPE_CHECKING:
     from phinetune.base.events import Event
     from phinetune.evaluation.compare import Comparison, Progress
+    from phinetune.evaluation.text_classifier import TextClassifier
     from phinetune.generation.model import Model
+    from phinetune.models.quantized import Quantization
     from phinetune.runs.folder import RunFolder
-    from phinetune.text.render import Rendered
     from phinetune.training.settings import TrainingSettings
 
 
@@ -58,10 +59,18 @@ def train(
     )
 
 
-def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", force_base: bool = False) -> Model:
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantization | None = None,
+    force_base: bool = False,
+) -> Model:
     """Load a run's model with its adapter, an adapter folder on its base, or a base model alone.
 
-    `name` is a run folder, a PEFT directory, `demo`, a model folder or a Hugging Face name.
+    `name` is a run folder, a PEFT directory, `demo`, a model folder or a Hugging Face name. The base is
+    quantised as it was when the adapter was trained, unless `quantize` (none, int8, nf4) says otherwise.
     Raises `ModelError` or `AdapterError` naming what is missing, and `IncompatibleLowRankAdapter` when the
     base is not the one the adapter was trained on; `force_base` takes it where names and shapes fit, and
     `Model.forced` says so.
@@ -73,15 +82,22 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", force_b
     from phinetune.lora.files import CONFIG_FILE, base_difference, load_weights
     from phinetune.lora.forms import read_adapter
     from phinetune.models.loading import load_base
+    from phinetune.runs.again import base_name_of, trained_quantization
     from phinetune.text.render import load_renderer
 
     folder, run = Path(name), run_at(name)
     settings = run_settings(run) if run else None
     adapter_folder = run.adapter if run else folder if (folder / CONFIG_FILE).is_file() else None
-    spec = settings.model if settings else _base_name(adapter_folder) if adapter_folder else str(name)
+    spec = settings.model if settings else base_name_of(adapter_folder) if adapter_folder else str(name)
     root = run.path.parent.parent if run else None
-    base = load_base(spec, device_name=device, dtype=dtype, root=root)
     weights = read_adapter(adapter_folder, takes_whole=True) if adapter_folder else None
+    base = load_base(
+        spec,
+        device_name=device,
+        dtype=dtype,
+        quantize=quantize or trained_quantization(settings, weights, str(adapter_folder)),
+        root=root,
+    )
     is_alone = adapter_folder is not None and weights is not None and weights.is_alone
     model = Model(
         str(name),
@@ -105,6 +121,29 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", force_b
     return model
 
 
+def load_classifier(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: Quantization | None = None
+) -> TextClassifier:
+    """Load the classifier of a run, or of a PEFT directory whose head is `score`.
+
+    Raises `AdapterError` when it has no head.
+
+        classifier = phinetune.load_classifier("my-project/runs/20261120-142233-k3f")
+        print(classifier.classify(["where is my parcel"])[0].label)
+    """
+    from phinetune.runs.classification import load_text_classifier
+
+    run = run_at(name)
+    return load_text_classifier(
+        run.adapter if run else Path(name),
+        settings=run_settings(run) if run else None,
+        root=run.path.parent.parent if run else None,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+    )
+
+
 def evaluate(
     run: str | Path,
     data: str | Path | None = None,
@@ -125,13 +164,23 @@ def evaluate(
     from phinetune.lora.files import base_difference, load_weights
     from phinetune.lora.peft_format import read_peft
     from phinetune.models.loading import load_base
+    from phinetune.runs.again import choices_again, prepared_again
     from phinetune.text.render import load_renderer
 
     found = _run_or_refuse(run)
     settings = run_settings(found)
-    examples, pieces = (load_examples(Path(data)), None) if data else _own_test_set(found, settings)
+    if settings.task == "classification":
+        from phinetune.runs.classification import evaluate_classes
+
+        return evaluate_classes(found, settings, Path(data) if data else None, on_progress)
+    prepared = None if data else prepared_again(found, settings)
+    examples, pieces = prepared.used_test_examples() if prepared else (load_examples(Path(str(data))), None)
     base = load_base(
-        settings.model, device_name=settings.device, dtype=settings.dtype, root=found.path.parent.parent
+        settings.model,
+        device_name=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        root=found.path.parent.parent,
     )
     weights = read_peft(found.adapter)
     forced = base_difference(weights, base.sha256) if force_base else ""
@@ -149,28 +198,11 @@ def evaluate(
         seed=settings.seed,
         system_prompt=settings.system_prompt,
         loss_on=settings.loss_on,
+        choices=prepared.choices if prepared else choices_again(found, settings),
         on_progress=on_progress,
     )
     notes = (f"the adapter was forced on another base: {forced}",) if forced else ()
     return dataclasses.replace(comparison, notes=(*notes, *comparison.notes))
-
-
-def _own_test_set(
-    run: RunFolder, settings: TrainingSettings
-) -> tuple[list[Example], list[tuple[int, Rendered]]]:
-    """The examples the run was judged by, fitted and sampled in the same way."""
-    from phinetune.runs.prepare import prepare
-
-    prepared = prepare(run.path.parent.parent, settings)
-    recorded = json.loads(run.run_json.read_text(encoding="utf-8"))["data"]["test"]["sha256"]
-    if prepared.files[1].sha256 != recorded:
-        raise UserError(
-            "the test set has changed since this run",
-            where=prepared.files[1].path,
-            why=f"its sha256 was {recorded[:12]}, now it is {prepared.files[1].sha256[:12]}",
-            do="put the old file back, or measure on the new one by naming it: --data FILE",
-        )
-    return prepared.used_test_examples()
 
 
 def test_set_of(name: str | Path) -> list[Example]:
@@ -216,22 +248,6 @@ def run_summary(run: RunFolder) -> Mapping[str, Any]:
         )
     summary: Mapping[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
     return summary
-
-
-def _base_name(adapter_folder: Path) -> str:
-    """The base that a PEFT directory names. Raises `AdapterError` when it names none."""
-    from phinetune.lora.files import CONFIG_FILE
-    from phinetune.lora.peft_config import read_config
-
-    name = read_config(adapter_folder / CONFIG_FILE).get("base_model_name_or_path")
-    if not name:
-        raise AdapterError(
-            "the adapter does not say which base it belongs to",
-            where=str(adapter_folder / CONFIG_FILE),
-            why="base_model_name_or_path is missing",
-            do="write the base model's name or folder there",
-        )
-    return str(name)
 
 
 def _common_system_prompt(run: RunFolder) -> str | None:

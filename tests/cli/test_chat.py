@@ -20,7 +20,7 @@ class EchoModel:
     """Answers with what it was asked, and remembers the calls."""
 
     def __init__(self, *, has_adapter: bool = True, system_prompt: str | None = None) -> None:
-        self.base = SimpleNamespace(name="echo")
+        self.base = SimpleNamespace(name="echo", quantize="none")
         self.adapters = ["adapter"] if has_adapter else []
         self.system_prompt, self.data_system_prompt = system_prompt, None
         self.calls: list[tuple[list[tuple[str, str]], str]] = []

@@ -134,3 +134,36 @@ def test_an_object_is_an_object(demo):
     assert text.lstrip().startswith("{")
     if row.reason == "stop":
         assert isinstance(json.loads(text), dict)
+
+
+def test_a_choice_is_one_of_its_texts_to_the_letter(demo):
+    base, renderer, grammars = demo
+    texts = ["transfer", "transfer money", 'say "hi"\\n', "ünder", "a\nb", "pin_change"]
+    prompt = tuple(renderer.prompt([Message(role="user", content="I lost my card")]))
+    found = set()
+    with Engine(base) as engine:
+        rows = [
+            engine.submit(
+                Request(
+                    prompt=prompt,
+                    max_new_tokens=40,
+                    stop_ids=renderer.stop_ids,
+                    sampling=Sampling(temperature=3.0, seed=seed),
+                    grammar=grammars.choice(texts),
+                )
+            )
+            for seed in range(12)
+        ]
+        while not engine.is_idle:
+            engine.step()
+    for row in rows:
+        assert row.reason == "stop"
+        found.add(renderer.decode(row.tokens))
+    assert found <= set(texts)
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("texts", [[], ["a", ""]])
+def test_a_choice_needs_texts(demo, texts):
+    with pytest.raises(UserError, match="answers to choose from"):
+        demo[2].choice(texts)

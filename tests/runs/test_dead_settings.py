@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+from labelled_project import write_labelled_set
 from safetensors.torch import load_file
 from tiny_project import project_maker, write_chats
 
@@ -28,6 +29,7 @@ Overrides = dict[str, str]
 WARM = {"lr_scheduler_type": "linear_with_warmup"}
 VARIED = {"varied_seqlen": "true"}
 DIVERGING = {"learning_rate": "1.0", "lora_alpha": "1e20"}
+CLASSES = {"task": "classification", "finetune_dataset": "labelled"}
 EPOCHS = {"num_training_steps": "null", "varied_seqlen": "true"}
 
 # Setting -> the flipped value, the facet of the run that must change, other settings of both runs.
@@ -81,28 +83,34 @@ TABLE: dict[str, tuple[str, str, Overrides]] = {
     "sgd_momentum": ("0.5", "adapter", {"optimizer": "sgd"}),
     "label_smoothing": ("0.2", "adapter", {}),
     "warmup_ratio": ("0.5", "learning_rates", {**WARM, "num_warmup_steps": "1"}),
+    "task": ("text", "refusal", {}),
+    "labels_file": ("names.txt", "adapter", CLASSES),
+    "class_weights": ("balanced", "adapter", CLASSES),
     "loss_on": ("all", "num_trained_tokens", {}),
     "overlong": ("drop", "num_train_used", {"finetune_train_seqlen": "20"}),
     "device": ("cuda", "refusal", {}),
     "dtype": ("bfloat16", "dtype", {}),
+    "quantize": ("int8", "quantize", {}),
     "report_to": ("[tensorboard]", "files", {}),
     "compare_nsamples": ("1", "num_answers", {}),
+    "constrain_answers": ("training", "answers", {"compare_max_new_tokens": "12"}),
     "compare_max_new_tokens": ("1", "answers", {}),
 }
 
 
 # What a choice cannot show here: these mean what the machine suggests, which is one of the others.
-SUGGESTED = {("device", "auto"), ("dtype", "auto")}
+SUGGESTED = {("device", "auto"), ("dtype", "auto"), ("task", "auto")}
 # Settings of both runs where a choice shows nothing under those of the table.
 FOR_CHOICES: dict[str, Overrides] = {
     "lr_scheduler_type": {"num_warmup_steps": "1"},
     "optimizer": {"weight_decay": "0.5"},  # without it Adam is AdamW
+    "class_weights": CLASSES,
 }
 
 
 def choices() -> Iterator[tuple[str, str]]:
     """Every word that a setting may have, but for those the runs below begin with."""
-    begun_with = {"overlong": "cut", "dtype": "float32", "device": "cpu"}
+    begun_with = {"overlong": "cut", "dtype": "float32", "device": "cpu", "task": "chat"}
     for name, field in TrainingSettings.model_fields.items():
         if get_origin(field.annotation) is Literal:
             default = begun_with.get(name, field.default)
@@ -113,7 +121,7 @@ def test_no_setting_is_missing_from_the_table():
     assert TABLE.keys() == TrainingSettings.model_fields.keys()
     assert {name for name, _ in choices()} == {
         "lr_scheduler_type", "evaluation_strategy", "optimizer", "loss_on", "overlong", "device", "dtype",
-        "bias",
+        "quantize", "task", "class_weights", "constrain_answers", "bias",
     }  # fmt: skip
 
 
@@ -123,7 +131,8 @@ def facets_of(
 ) -> Iterator[Callable[[Overrides], dict[str, Any]]]:
     """What a run with these overrides was like; a run with the same ones is made once."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        project = project_maker(models, tmp_path_factory.mktemp("settings"))(overlong="cut")
+        make = project_maker(models, tmp_path_factory.mktemp("settings"))
+        project = make(overlong="cut", task="chat")
         yield observed(project, models, monkeypatch)
 
 
@@ -133,6 +142,8 @@ def observed(
     (project / "other").mkdir()
     for part in ("train", "test"):
         write_chats(project / "other" / f"{part}.json", ["other", "words"])
+    write_labelled_set(project / "labelled", num_extra=3)
+    (project / "names.txt").write_text("red\ngreen\nblue\n")
     (project / "second").symlink_to(models[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(proof, "report_html", lambda path: None)
@@ -196,6 +207,7 @@ def observed(
             "train_sha256": summary["data"]["train"]["sha256"],
             "base_sha256": summary["base"]["sha256"],
             "dtype": summary["base"]["dtype"],
+            "quantize": (summary["base"]["quantize"], digest.hexdigest()),
             "num_parameters": summary["adapter"]["parameters"],
             "step_tokens": [event.num_tokens for event in of[Stepped]],
             "learning_rates": [event.learning_rate for event in of[Stepped]],

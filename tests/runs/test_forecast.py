@@ -11,15 +11,16 @@ import pytest
 
 from phinetune.base.errors import SpaceError
 from phinetune.base.events import Evaluated, Finished, Planned, Reforecast, Stepped
+from phinetune.lora.attach import attach
 from phinetune.models.catalog import num_weights
 from phinetune.models.device import choose
 from phinetune.models.loading import load_base
 from phinetune.runs import forecast as forecast_module
 from phinetune.runs.forecast import Forecaster, refuse_base_too_large
 from phinetune.runs.pace import Pace
-from phinetune.runs.prepare import prepare
+from phinetune.runs.prepare import lora_settings, prepare
 from phinetune.runs.project import SETTINGS_FILE
-from phinetune.runs.train_run import attach, lora_settings, train_run
+from phinetune.runs.train_run import train_run
 from phinetune.training.lora_yaml import load_settings
 
 AUTO = {"finetune_train_batch_size": "auto", "finetune_test_batch_size": "auto"}

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from labelled_project import write_labelled_set
 
 from phinetune.base.errors import LostProcessError, UserError
 from phinetune.base.events import Event, Finished, Stepped, Stopped, Warned
@@ -265,3 +266,12 @@ def test_going_on_from_an_adapter_with_another_optimizer_is_the_same(
     list(train_run(project, run_name="two", from_adapter=begin, nproc=2))
     assert_same(run_of(project, "one"), run_of(project, "two"))
     assert all(2 in weight.shape for weight in weights(run_of(project, "two")).values())
+
+
+def test_a_classification_in_two_processes_is_that_of_one(new_project: Callable[..., Path]) -> None:
+    project = new_project(**SETTINGS, task="classification", finetune_dataset="labelled")
+    write_labelled_set(project / "labelled")
+    for name, number in (("one", 1), ("two", 2)):
+        assert isinstance(list(train_run(project, run_name=name, nproc=number))[-1], Finished)
+    assert_same(run_of(project, "one"), run_of(project, "two"))
+    assert "base_model.model.score.weight" in weights(run_of(project, "two"))

@@ -107,6 +107,15 @@ def test_a_run_cut_anywhere_ends_in_the_same_bits(new_project, dtype):
         assert run.status() == "succeeded"
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_cut_run_on_a_quantised_base_ends_in_the_same_bits(new_project, kind):
+    project = new_project(**CHANGES, quantize=kind)
+    list(train_run(project, run_name="whole"))
+    run = cut(project, number=5, name="cut")
+    list(train_run(project, run_name="cut", resume=True))
+    assert_same(outcome(run), outcome(run_of(project, "whole")))
+
+
 def test_a_run_cut_twice_and_inside_a_step_ends_in_the_same_bits(new_project, monkeypatch):
     project = new_project(**CHANGES)
     list(train_run(project, run_name="whole"))

@@ -64,7 +64,7 @@ def test_a_run_leaves_every_file_and_what_they_say_agrees(project, models):
     assert summary == events[-1].summary
     assert isinstance(events[-1], Finished)
     assert summary.keys() == SUMMARY_KEYS
-    assert summary["base"].keys() == {"name", "sha256", "dtype", "parameters"}
+    assert summary["base"].keys() == {"name", "sha256", "dtype", "quantize", "parameters"}
     assert summary["adapter"].keys() == {"path", "parameters", "rank", "target_modules"}
     assert summary["data"]["train"].keys() == {"path", "sha256", "examples", "tokens", "trained_tokens"}
     assert summary["forecast"].keys() == {

@@ -105,7 +105,7 @@ def convert(
 
     form = form_named(to)
     choice("--layout", layout, LAYOUTS)
-    found = read(place, alpha, merged, fan_in_fan_out)
+    found = read(place, alpha, merged, fan_in_fan_out, takes_whole=True)
     weights, losses = found.weights, None
     if layout:
         weights = laid_out(weights, layout, base, str(place))

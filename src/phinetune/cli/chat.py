@@ -100,7 +100,8 @@ class Talk:
         from phinetune.generation.model import OWN
 
         model = self._model
-        base = model.base.name
+        kept = model.base.quantize
+        base = model.base.name + (f" in {kept}" if kept != "none" else "")
         console.note(f"{base} with the adapter" if model.has_own_adapter else f"{base}, without an adapter")
         if OWN in model.forced:
             console.note(forced_words(model.forced[OWN]), style="yellow")

@@ -42,4 +42,5 @@ def evaluate(
     console.say(comparison_table(comparison.evaluation()))
     console.say(*answers_view(answers[:NUM_ANSWERS_SHOWN]))
     console.say(headline(comparison.evaluation()))
-    console.next_commands(f"phinetune chat {run}")
+    is_classifier = "accuracy" in comparison.evaluation()["difference"]
+    console.next_commands(f'phinetune classify {run} "..."' if is_classifier else f"phinetune chat {run}")

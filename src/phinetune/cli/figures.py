@@ -18,6 +18,7 @@ NAMES = {
     "exact_match": "exact match",
     "token_f1": "token F1",
     "json_valid": "valid JSON",
+    "macro_f1": "macro-F1",
 }
 # Where fewer answers than this are exactly right on both sides, exact match says nothing about the task.
 MIN_EXACT_MATCH = 0.05
@@ -87,7 +88,7 @@ def verdict(metric: str, difference: Mapping[str, Any]) -> str:
 
 
 def headline(evaluation: Mapping[str, Any]) -> str:
-    """The result in one sentence: by exact match where answers can match exactly, else by loss.
+    """The result in one sentence: by accuracy or exact match where there is one, else by loss.
 
     >>> headline({"base": {"loss": 3.0}, "adapter": {"loss": 1.5},
     ...           "difference": {"loss": {"value": -1.5, "low": -1.6, "high": -1.4}}})
@@ -95,6 +96,8 @@ def headline(evaluation: Mapping[str, Any]) -> str:
     """
     exact = [evaluation[side].get("exact_match") or 0.0 for side in ("base", "adapter")]
     metric = "exact_match" if max(exact) >= MIN_EXACT_MATCH else "loss"
+    if "accuracy" in evaluation["difference"]:
+        metric = "accuracy"
     difference = evaluation["difference"].get(metric)
     if difference is None:
         return ""

@@ -25,6 +25,7 @@ PACKAGES = (
     ("pydantic", "", "settings"),
     ("ruamel.yaml", "", "lora.yaml"),
     ("matplotlib", "", "plots"),
+    ("bitsandbytes", "quantize", "bases in 4 bits: quantize: nf4"),
     ("peft", "bench", "only to compare with"),
     ("trl", "bench", "only to compare with"),
 )
@@ -209,7 +210,8 @@ def _missing(
         found.append(
             Missing(
                 what=f"memory: only {free_memory_bytes / 1e9:.1f} GB are free",
-                do="close other programs; the demo base needs about 1 GB, a model of 4 billion weights 10 GB",
+                do="close other programs; the demo base needs about 1 GB, a model of 4 billion weights "
+                "12 GB, or 6 GB with quantize: nf4",
                 is_needed=False,
             )
         )

@@ -16,6 +16,7 @@ from phinetune.base.errors import PhinetuneError, UserError, nearest
 from phinetune.cli import console
 from phinetune.cli.adapter import adapter_app
 from phinetune.cli.chat import chat
+from phinetune.cli.classify import classify
 from phinetune.cli.compare import compare
 from phinetune.cli.data import data_app
 from phinetune.cli.doctor import doctor
@@ -70,7 +71,7 @@ def _options(
     pass
 
 
-for command in (quickstart, new, train, evaluate, compare, chat, report, doctor):
+for command in (quickstart, new, train, evaluate, compare, chat, classify, report, doctor):
     app.command()(command)
 app.add_typer(data_app, name="data", cls=CommandGroup)
 app.add_typer(adapter_app, name="adapter", cls=CommandGroup)

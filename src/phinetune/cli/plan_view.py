@@ -14,6 +14,8 @@ from rich.text import Text
 
 from phinetune.cli.figures import count, duration_text, size_text
 
+NUM_CLASSES_SHOWN = 6
+
 
 def plan_view(plan: Mapping[str, Any]) -> RenderableType:
     """Data, steps, evaluations, forecast and warnings, one line each."""
@@ -29,6 +31,9 @@ def plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and text of each line of the plan."""
     for part in ("train", "test"):
         yield part, _set_text(plan[part])
+    if classes := plan.get("classes"):
+        shown = ", ".join(classes[:NUM_CLASSES_SHOWN])
+        yield "classes", f"{len(classes):,}: {shown}{', …' if len(classes) > NUM_CLASSES_SHOWN else ''}"
     num_steps = plan["num_steps"]
     steps = count(num_steps, "step")
     yield "steps", f"{steps}, {plan['steps_per_epoch']:,} per epoch"

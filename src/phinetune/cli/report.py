@@ -33,4 +33,5 @@ def report(
     console.say(f"report   {found.report}", "", comparison_table(summary["evaluation"]))
     if line := headline(summary["evaluation"]):
         console.say(Text(line, style="bold"))
-    console.next_commands(f"phinetune chat {run}")
+    is_classifier = "accuracy" in summary["evaluation"]["difference"]
+    console.next_commands(f'phinetune classify {run} "..."' if is_classifier else f"phinetune chat {run}")

@@ -160,9 +160,13 @@ def show_end(project: Path, summary: Mapping[str, Any]) -> None:
     if line := headline(summary["evaluation"]):
         console.say(Text(line, style="bold"), "")
     console.say(f"adapter  {summary['adapter']['path']}", f"report   {folder / 'report.html'}")
+    asks = (
+        (f'phinetune classify {folder} "..."',)
+        if "accuracy" in summary["evaluation"]["difference"]
+        else (f"phinetune chat {folder}", f'phinetune compare {folder} --prompt "..."')
+    )
     console.next_commands(
-        f"phinetune chat {folder}",
-        f'phinetune compare {folder} --prompt "..."',
+        *asks,
         f"phinetune train {project} --set learning_rate=...",
     )
 

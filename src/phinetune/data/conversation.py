@@ -37,6 +37,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     source: Source
+    label: str | None = None  # read by task: classification alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class PlainText:
 
     text: str
     source: Source
+    label: str | None = None
 
 
 Example = Conversation | PlainText

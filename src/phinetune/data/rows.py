@@ -73,11 +73,11 @@ class RowExaminer:
             self._error("two_forms", "", 'a row has "messages" or "text", not both', "delete one of them")
             return None
         if "messages" in value:
-            self._unknown_keys(value, ("messages",), "")
-            return self._conversation(value["messages"])
+            self._unknown_keys(value, ("messages", "label"), "")
+            return self._conversation(value["messages"], self._label(value))
         if "text" in value:
-            self._unknown_keys(value, ("text",), "")
-            return self._plain_text(value["text"])
+            self._unknown_keys(value, ("text", "label"), "")
+            return self._plain_text(value["text"], self._label(value))
         self._no_messages(value)
         return None
 
@@ -91,7 +91,18 @@ class RowExaminer:
         )
         self._error("no_messages", "", 'the row has neither "messages" nor "text"', fix, ", ".join(value))
 
-    def _plain_text(self, text: object) -> Example | None:
+    def _label(self, value: dict[str, Any]) -> str | None:
+        """The class of a row; whole numbers are names too."""
+        label = value.get("label")
+        if label is None or (isinstance(label, int) and not isinstance(label, bool)):
+            return None if label is None else str(label)
+        if not isinstance(label, str) or not label.strip():
+            message = "is empty" if isinstance(label, str) else f"must be text, this is {_kind(label)}"
+            self._error("label_type", "label", message, "write the name of the row's class", label)
+            return None
+        return label
+
+    def _plain_text(self, text: object, label: str | None) -> Example | None:
         if not isinstance(text, str):
             self._error(
                 "text_type", "text", f"must be text, this is {_kind(text)}", "write it in quotes", text
@@ -101,9 +112,9 @@ class RowExaminer:
             self._error("empty_text", "text", "is empty", "delete the row or write the text")
             return None
         self._text(text, "text")
-        return PlainText(text=text, source=self._source())
+        return PlainText(text=text, source=self._source(), label=label)
 
-    def _conversation(self, messages: object) -> Example | None:
+    def _conversation(self, messages: object, label: str | None) -> Example | None:
         if not isinstance(messages, list):
             fix = 'write [{"role": …, "content": …}, …]'
             self._error(
@@ -117,8 +128,8 @@ class RowExaminer:
         sound = tuple(message for message in read if message is not None)
         if len(sound) < len(read):
             return None
-        self._order(sound)
-        return Conversation(messages=sound, source=self._source())
+        self._order(sound, has_label=label is not None)
+        return Conversation(messages=sound, source=self._source(), label=label)
 
     def _message(self, entry: object, field: str) -> Message | None:
         if not isinstance(entry, dict):
@@ -191,7 +202,7 @@ class RowExaminer:
             return weight
         return None
 
-    def _order(self, messages: tuple[Message, ...]) -> None:
+    def _order(self, messages: tuple[Message, ...], *, has_label: bool) -> None:
         roles = [message.role for message in messages]
         answers = [message for message in messages if message.role == "assistant"]
         late = next((index for index, role in enumerate(roles) if role == "system" and index), None)
@@ -200,6 +211,8 @@ class RowExaminer:
             self._error(
                 "system_order", f"messages[{late}]", "a system message must come first, and once", fix
             )
+        if has_label and roles[-1] != "assistant":
+            return  # what is learnt is the label
         if not answers:
             fix = "add the answer that the model should give"
             self._error("no_assistant", "messages", "no assistant turn, so nothing to train", fix)

@@ -83,7 +83,7 @@ def paired_bootstrap(
     columns_N3M = np.stack(
         [column for measure in measures.values() for column in _columns(measure)], axis=1, dtype=np.float64
     )
-    sums_R3M = _resampled_sums(columns_N3M, seed, num_resamples)
+    sums_R3M = resampled_sums(columns_N3M, seed, num_resamples)
     return {
         name: _difference(measure, sums_R3M[:, 3 * index : 3 * index + 3])
         for index, (name, measure) in enumerate(measures.items())
@@ -94,7 +94,7 @@ def _columns(measure: PairedMeasure) -> Sequence[Floats]:
     return measure.base_N, measure.adapter_N, measure.weight_N
 
 
-def _resampled_sums(columns: Floats, seed: int, num_resamples: int) -> Floats:
+def resampled_sums(columns: Floats, seed: int, num_resamples: int) -> Floats:
     """Sums of each column over `num_resamples` draws of N examples, [R, columns]."""
     num_examples = len(columns)
     random = np.random.default_rng(seed)

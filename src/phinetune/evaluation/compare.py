@@ -8,19 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from phinetune.base.errors import SettingsError
 from phinetune.base.seeds import derive
 from phinetune.data.conversation import Example, Source
 from phinetune.evaluation.answers import Answered, answer_measures
 from phinetune.evaluation.bootstrap import Difference, Floats, PairedMeasure, paired_bootstrap, totals
+from phinetune.evaluation.macro_f1 import answered_macro_f1
 from phinetune.evaluation.prompts import (
     Prompt,
     answer_prompts,
     default_max_new_tokens,
     fitting_pieces,
+    longest_tokens,
     prompt_text,
 )
 from phinetune.evaluation.scores import ExampleScores, score_examples
@@ -28,6 +31,9 @@ from phinetune.generation.greedy import generate_batch
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
 from phinetune.text.render import Rendered, Renderer
+
+if TYPE_CHECKING:
+    from phinetune.generation.constraints import Grammar
 
 Progress = Callable[[int, int], None]
 
@@ -95,6 +101,7 @@ def compare(
     seed: int = 0,
     system_prompt: str | None = None,
     loss_on: Literal["assistant", "all"] = "assistant",
+    choices: Sequence[str] | None = None,
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Measure base and adapter on `examples` and bootstrap the differences.
@@ -103,7 +110,8 @@ def compare(
     conversations: the turns before the last assistant turn are the prompt, that turn is the reference.
     `pieces` gives examples already rendered as (index of the example, piece); several pieces of a long text
     count as one example. At most `max_answered` examples, chosen by the seed, are answered.
-    `max_new_tokens` defaults to a quarter more than the longest reference, plus 16.
+    `max_new_tokens` defaults to a quarter more than the longest reference, plus 16. With `choices` both sides
+    may only answer one of these texts, and macro-F1 over them is measured too.
     `on_progress(done, total)` counts examples scored and answered, for base and adapter each.
 
     Raises `DataError` when no example can be measured.
@@ -117,8 +125,12 @@ def compare(
     )
     notes += prompt_notes
     if max_new_tokens is None and prompts:
-        max_new_tokens = default_max_new_tokens(renderer, prompts)
+        max_new_tokens = default_max_new_tokens(renderer, prompts, choices)
         notes.append(f"answers may have {max_new_tokens:,} new tokens, derived from the longest reference")
+    grammar = None
+    if choices and max_new_tokens is not None:
+        grammar = _grammar(base, renderer, choices, max_new_tokens)
+        notes.append(f"both sides had to answer one of {len(choices):,} texts")
     progress = _Counter(2 * (len(scored) + len(prompts)), on_progress)
 
     def measure() -> tuple[ExampleScores, list[list[int]]]:
@@ -129,6 +141,7 @@ def compare(
             [prompt.ids for prompt in prompts],
             max_new_tokens=max_new_tokens or 0,
             stop_ids=renderer.stop_ids,
+            grammar=grammar,
             on_progress=lambda done, _: report(done),
         )
         return scores, answers
@@ -150,10 +163,15 @@ def compare(
     measures = _loss_measures([index for index, _ in scored], base_scores, adapter_scores, len(examples))
     measures |= answer_measures(answered, len(examples))
     both = {name: totals(measure) for name, measure in measures.items()}
+    difference = paired_bootstrap(measures, seed=derive(seed, "bootstrap"))
+    if grammar and choices:
+        both["macro_f1"], difference["macro_f1"] = answered_macro_f1(
+            answered, choices, derive(seed, "bootstrap")
+        )
     return Comparison(
         base={name: values[0] for name, values in both.items()},
         adapter={name: values[1] for name, values in both.items()},
-        difference=paired_bootstrap(measures, seed=derive(seed, "bootstrap")),
+        difference=difference,
         answers=_shown(prompts, answered, num_answers_shown, seed),
         rows=_rows(examples, measures),
         num_scored=len(scored),
@@ -161,6 +179,22 @@ def compare(
         max_new_tokens=max_new_tokens or 0,
         notes=tuple(notes),
     )
+
+
+def _grammar(base: Base, renderer: Renderer, choices: Sequence[str], max_new_tokens: int) -> Grammar:
+    """The form of answers that may only be one of the choices."""
+    from phinetune.generation.constraints import Grammars
+
+    longest = longest_tokens(renderer, choices)
+    if max_new_tokens <= longest:
+        raise SettingsError(
+            "the longest answer does not fit compare_max_new_tokens",
+            where="compare_max_new_tokens",
+            why=f"it has {longest} tokens and needs one more to end",
+            do=f"write compare_max_new_tokens: {longest + 1}, or null",
+        )
+    grammars = Grammars(renderer.tokenizer, vocab_size=base.vocab_size, stop_ids=renderer.stop_ids)
+    return grammars.choice(choices)
 
 
 def _stopped_notes(

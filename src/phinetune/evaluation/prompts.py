@@ -88,10 +88,17 @@ def answer_prompts(
     return prompts, notes
 
 
-def default_max_new_tokens(renderer: Renderer, prompts: Sequence[Prompt]) -> int:
-    """A quarter more than the longest reference, plus 16."""
-    longest = max(len(renderer.tokenizer.encode_plain(prompt.reference)) for prompt in prompts)
+def default_max_new_tokens(
+    renderer: Renderer, prompts: Sequence[Prompt], choices: Sequence[str] | None = None
+) -> int:
+    """A quarter more than the longest reference or choice, plus 16."""
+    longest = longest_tokens(renderer, [*(prompt.reference for prompt in prompts), *(choices or ())])
     return math.ceil(LENGTH_MARGIN * longest) + EXTRA_TOKENS
+
+
+def longest_tokens(renderer: Renderer, texts: Sequence[str]) -> int:
+    """The tokens of the longest text."""
+    return max(len(renderer.tokenizer.encode_plain(text)) for text in texts)
 
 
 def prompt_text(messages: Sequence[Message]) -> str:

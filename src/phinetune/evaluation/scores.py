@@ -36,10 +36,9 @@ def score_examples(
     base: Base, examples: Sequence[Rendered], *, on_progress: Callable[[int], None] | None = None
 ) -> ExampleScores:
     """Score each example by itself; `on_progress(done)` counts examples. Every example must fit the model."""
-    limit = BATCH_TOKENS_GPU if base.device.type == "cuda" else BATCH_TOKENS_CPU
     sums_N3 = np.zeros((len(examples), 3))
     with without_dropout(base):
-        for batch in _batches(examples, limit):
+        for batch in token_batches(examples, batch_limit(base)):
             sums_N3[batch.start : batch.stop] = _batch_sums(base, [examples[index] for index in batch])
             if on_progress:
                 on_progress(batch.stop)
@@ -56,7 +55,12 @@ def _batch_sums(base: Base, examples: Sequence[Rendered]) -> NDArray[np.float64]
     return sums
 
 
-def _batches(examples: Sequence[Rendered], limit: int) -> Iterator[range]:
+def batch_limit(base: Base) -> int:
+    """The tokens of one forward pass."""
+    return BATCH_TOKENS_GPU if base.device.type == "cuda" else BATCH_TOKENS_CPU
+
+
+def token_batches(examples: Sequence[Rendered], limit: int) -> Iterator[range]:
     """Runs of neighbours of at most `limit` tokens; a longer example stands alone."""
     start, num_tokens = 0, 0
     for index, example in enumerate(examples):

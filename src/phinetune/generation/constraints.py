@@ -1,4 +1,4 @@
-"""Answers that must be JSON, or JSON of a given schema: which tokens may come next.
+"""Answers that must be JSON, JSON of a given schema, or one of given texts: which tokens may come next.
 
 The grammar and its masks are llguidance's. Knows nothing of models or of other rows.
 
@@ -8,7 +8,7 @@ The grammar and its masks are llguidance's. Knows nothing of models or of other 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import llguidance
@@ -83,6 +83,15 @@ class Grammars:
     def json_object(self) -> Grammar:
         """Any JSON object."""
         return self.json_schema({"type": "object"})
+
+    def choice(self, answers: Sequence[str]) -> Grammar:
+        """One of these texts, to the letter. Raises `UserError` for none, or for an empty one."""
+        if not answers or not all(answers):
+            raise UserError(
+                "a choice needs answers to choose from", do="give texts of at least one character"
+            )
+        grammar = llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, answers)))
+        return Grammar(self._tokenizer, grammar, self._vocab_size)
 
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """JSON that the schema accepts. Raises `UserError` for a schema that cannot be followed."""

@@ -19,6 +19,7 @@ from phinetune.generation.request import Request
 from phinetune.generation.scheduler import Limits
 
 if TYPE_CHECKING:
+    from phinetune.generation.constraints import Grammar
     from phinetune.models.loading import Base
 
 # More rows than this no longer pay on 2 CPU cores; a GPU step costs the same up to a few hundred rows.
@@ -33,11 +34,13 @@ def generate_batch(
     *,
     max_new_tokens: int,
     stop_ids: Collection[int],
+    grammar: Grammar | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The greedy answer to each prompt, in the order given, without the stop token.
 
-    An answer ends at a stop token, after `max_new_tokens`, or where the model's context is full.
+    With a `grammar` every answer has its form: each token is the likeliest that fits. An answer ends at a
+    stop token, after `max_new_tokens`, or where the model's context is full.
     `on_progress(done, total)` counts prompts.
 
     Raises `UserError` when a prompt is empty or leaves no room in the model's context.
@@ -46,7 +49,7 @@ def generate_batch(
     with Engine(base, _limits(base, len(prompts))) as engine:
         # Longest first: memory is asked for at its largest at once, not after an hour.
         for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
-            request = _request(prompts[index], max_new_tokens, stop_ids)
+            request = _request(prompts[index], max_new_tokens, stop_ids, grammar)
             try:
                 rows[index] = engine.submit(request)
             except UserError as error:
@@ -99,8 +102,12 @@ def stream(
     return engine.follow(engine.submit(_request(prompt, max_new_tokens, stop_ids)))
 
 
-def _request(prompt: Sequence[int], max_new_tokens: int, stop_ids: Collection[int]) -> Request:
-    return Request(prompt=tuple(prompt), max_new_tokens=max_new_tokens, stop_ids=frozenset(stop_ids))
+def _request(
+    prompt: Sequence[int], max_new_tokens: int, stop_ids: Collection[int], grammar: Grammar | None = None
+) -> Request:
+    return Request(
+        prompt=tuple(prompt), max_new_tokens=max_new_tokens, stop_ids=frozenset(stop_ids), grammar=grammar
+    )
 
 
 def _limits(base: Base, num_prompts: int) -> Limits:

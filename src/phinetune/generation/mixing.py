@@ -26,7 +26,9 @@ from torch.nn.functional import linear
 from phinetune.base.errors import AdapterError
 from phinetune.lora.attach import linear_layers
 from phinetune.lora.files import check_layers
-from phinetune.lora.weights import AdapterWeights, Update, require_updates_only
+from phinetune.lora.frozen import TiledLinear, frozen_weight, kind_of
+from phinetune.lora.frozen import features as features_of
+from phinetune.lora.weights import AdapterWeights, Update, require_no_head, require_updates_only
 
 # From this length on a run has products of its own (8 rows of 400 tokens, rank 16: 87 instead of 77 % of the
 # base's pace; of 130 tokens: 79 instead of 86, small products being slow to start). Their lengths are filled
@@ -125,9 +127,7 @@ class MixedLinear(nn.Module):
     def __init__(self, inner: nn.Module, mix: Mix) -> None:
         super().__init__()
         self.inner, self._mix = inner, mix
-        weight = inner.weight
-        assert isinstance(weight, Tensor)
-        self._weight = weight
+        self._dtype, self._device = kind_of(inner)
         self.a_ERI: Tensor | None = None
         self.b_ERO: Tensor | None = None
         # The part of both that the steps of now use, cut out once: 48 layers ask in every step.
@@ -138,7 +138,9 @@ class MixedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen weight: model code may ask for its type."""
-        return self._weight
+        weight = self.inner.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -162,8 +164,13 @@ class MixedLinear(nn.Module):
     @property
     def num_features(self) -> tuple[int, int]:
         """Inputs and outputs."""
-        rows, columns = self._weight.shape
-        return (columns, rows) if isinstance(self.inner, nn.Linear) else (rows, columns)
+        out_features, in_features = features_of(self.inner)
+        return in_features, out_features
+
+    @property
+    def kind(self) -> tuple[torch.dtype, torch.device]:
+        """What it computes in, and where."""
+        return self._dtype, self._device
 
     def move(self, a_ERI: Tensor, b_ERO: Tensor) -> None:
         """Have the seats in these tensors, with who sits there now."""
@@ -176,15 +183,21 @@ class MixedLinear(nn.Module):
     @property
     def num_bytes(self) -> int:
         """Of the merged weight, if there was one."""
-        return self._weight.nbytes if self.b_ERO is not None else 0
+        out_features, in_features = features_of(self.inner)
+        return out_features * in_features * self._dtype.itemsize if self.b_ERO is not None else 0
+
+    @property
+    def is_quantised(self) -> bool:
+        return isinstance(self.inner, TiledLinear)
 
     def merge(self, seat: int) -> None:
         """Hold the weight with this seat's update added in float32; 0: hold none."""
         self._merged_OI = None
         if seat and self.a_ERI is not None and self.b_ERO is not None:
-            weight_OI = self._weight if isinstance(self.inner, nn.Linear) else self._weight.t()
+            weight_OI = frozen_weight(self.inner)
+            assert isinstance(weight_OI, Tensor)
             update_OI = self.b_ERO[seat].t().float() @ self.a_ERI[seat].float()
-            self._merged_OI = (weight_OI.float() + update_OI).to(self._weight.dtype)
+            self._merged_OI = (weight_OI.float() + update_OI).to(self._dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         mix = self._mix
@@ -239,6 +252,7 @@ class MixedLayers:
 
     def check(self, weights: AdapterWeights, where: str) -> None:
         """Raise `AdapterError` for an adapter that cannot be mixed or does not fit the model."""
+        require_no_head(weights, where)
         if weights.uses_dora:
             raise AdapterError(
                 "an adapter with DoRA cannot share a batch with others",
@@ -269,14 +283,20 @@ class MixedLayers:
         layers = [layer for name, layer in self._layers.items() if name in names]
         rows = self.mix.num_seats, self.mix.rank
         sizes = [math.prod(rows) * num for layer in layers for num in layer.num_features]
-        room = torch.empty(sum(sizes), dtype=layers[0].weight.dtype, device=layers[0].weight.device)
+        dtype, device = layers[0].kind
+        room = torch.empty(sum(sizes), dtype=dtype, device=device)
         parts = iter(room.split(sizes))
         for layer in layers:
             a, b = (next(parts).view(*rows, num) for num in layer.num_features)
             layer.move(a, b)
 
     def merge(self, seat: int, most_bytes: int) -> None:
-        """Hold this seat's adapter merged too, if that takes no more than so many bytes."""
+        """Hold this seat's adapter merged too, if that takes no more than so many bytes.
+
+        Never on a quantised base: its weights would be there in full, and rounded anew they would not be its.
+        """
+        if any(layer.is_quantised for layer in self._layers.values()):
+            return
         is_small = sum(layer.num_bytes for layer in self._layers.values()) <= most_bytes
         if is_small and self.mix.merged_seat != seat:
             for layer in self._layers.values():

@@ -16,11 +16,12 @@ from torch import nn
 from phinetune.base.errors import SettingsError
 from phinetune.base.seeds import derive
 from phinetune.lora.dora import DoraLinear
+from phinetune.lora.frozen import TiledLinear
 from phinetune.lora.initial import layer_maker
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import LoraSettings
 from phinetune.lora.targets import DEFAULT_TARGETS, choose, default_targets, linear_layers
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights, TaskType, Update
 from phinetune.lora.whole import Kind, Part, make_part, whole_names
 
 __all__ = [
@@ -52,6 +53,8 @@ class Coverage:
 
 class Adapter:
     """The LoRA layers attached to one model, by the module path they took the place of."""
+
+    task_type: TaskType = "CAUSAL_LM"
 
     def __init__(
         self, layers: dict[str, LoraLinear], settings: LoraSettings, parts: Sequence[Part] = ()
@@ -125,7 +128,7 @@ class Adapter:
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as the base alone."""
-        switched = (*self.layers.values(), *self.parts)
+        switched: list[LoraLinear | Part] = [*self.layers.values(), *self.parts]
         before = [layer.is_enabled for layer in switched]
         for layer in switched:
             layer.is_enabled = False
@@ -200,7 +203,7 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     require_bare(model)
     linears = linear_layers(model)
     chosen = choose(model, linears, settings)
-    make = _layer_maker(settings)
+    make = _layer_maker(settings, is_quantized=any(isinstance(x, TiledLinear) for x in chosen.values()))
     places = whole_names(model, settings, chosen) if settings.has_whole else []
     model.requires_grad_(False)
     layers: dict[str, LoraLinear] = {}
@@ -222,9 +225,16 @@ def attach(model: nn.Module, settings: LoraSettings, *, seed: int) -> Adapter:
     return adapter
 
 
-def _layer_maker(settings: LoraSettings) -> Callable[..., LoraLinear]:
+def _layer_maker(settings: LoraSettings, *, is_quantized: bool) -> Callable[..., LoraLinear]:
     if not settings.use_dora:
         return layer_maker(settings)
+    if is_quantized:
+        raise SettingsError(
+            "DoRA cannot be used on a quantised base",
+            where="use_dora",
+            why="it needs the whole weight of a layer twice in every pass, which quantising is to avoid",
+            do="write quantize: none, or use_dora: false",
+        )
     if settings.init_lora_weights != "paper":
         raise SettingsError(
             f"DoRA cannot begin with {settings.init_lora_weights}",

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from phinetune.base.errors import AdapterError
-from phinetune.lora.weights import AdapterWeights, Update
+from phinetune.lora.weights import AdapterWeights, Update, require_updates_only
 
 _OF_BASE = ("base_sha256", "base_name")
 
@@ -94,6 +94,8 @@ def _by_layer(
             why=", ".join(sorted(f"{digest[:12]}…" for digest in hashes)),
             do="add only adapters of one base",
         )
+    for adapter in adapters:
+        require_updates_only(adapter, "")
     rows = []
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.updates):
         pairs = [(a.updates[name], f) for a, f in zip(adapters, factors, strict=True) if name in a.updates]

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from phinetune.base.errors import IncompatibleLowRankAdapter, SettingsError, nearest
 from phinetune.lora.attach import Adapter, attach, linear_layers, require_bare
+from phinetune.lora.frozen import features
 from phinetune.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 from phinetune.lora.settings import LoraSettings, fits
 from phinetune.lora.tensor_file import read_header
-from phinetune.lora.weights import AdapterWeights, Update, described
+from phinetune.lora.weights import AdapterWeights, Update, described, require_no_head
 from phinetune.lora.whole import whole_names, whole_shape
 
 __all__ = [
@@ -44,9 +44,10 @@ def save_adapter(adapter: Adapter, folder: Path, *, base_name: str, metadata: Ma
     updates = adapter.updates()
     weights = AdapterWeights(
         updates=updates,
-        whole=adapter.whole(),
         settings=_plain_settings(adapter.settings, updates) if adapter.has_other_form else adapter.settings,
         base_name=base_name,
+        whole=adapter.whole(),
+        task_type=adapter.task_type,
         is_transposed=any(layer.is_transposed for layer in adapter.layers.values()),
     )
     write_peft(weights, folder, metadata=metadata)
@@ -71,6 +72,7 @@ def load_weights(model: nn.Module, weights: AdapterWeights, *, where: str, base_
     """
     require_bare(model)
     check_base(weights, where=where, base_sha256=base_sha256)
+    require_no_head(weights, where)
     check_layers(linear_layers(model), weights, where)
     exact = _exact(weights)
     _check_whole(model, weights, exact, where)
@@ -168,10 +170,7 @@ def check_layers(linears: Mapping[str, nn.Module], weights: AdapterWeights, wher
                 why=f"the nearest layer of the base is '{nearest(name, linears)}'",
                 do="load the adapter on the base it was trained on",
             )
-        layer = linears[name]
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        expected = tuple(weight.shape if isinstance(layer, nn.Linear) else weight.shape[::-1])
+        expected = features(linears[name])
         if (update.out_features, update.in_features) != expected:
             raise IncompatibleLowRankAdapter(
                 f"the update of '{name}' has the wrong shape",

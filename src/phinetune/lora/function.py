@@ -9,7 +9,7 @@
 
 Backward keeps dropout(x), its mask (one byte per entry) and u, and nothing of size T x O. W is frozen:
 its gradient is never formed, and x itself is not needed. A and B may be float32 over a bfloat16 W;
-products run in W's type.
+products run in W's type. W may be kept in fewer bits: its tiles are then formed anew in the backward pass.
 Knows nothing of modules, names or files.
 """
 
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from phinetune.lora.frozen import FrozenWeight, product, product_back
 
 # Dropout draws one random byte per entry, so a rate is rounded to 1/256: 0.1 becomes 0.1016.
 BYTE_VALUES = 256
@@ -54,7 +56,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_TI: Tensor,
-        weight_OI: Tensor,
+        weight_OI: FrozenWeight,
         bias_O: Tensor | None,
         a_RI: Tensor,
         b_OR: Tensor,
@@ -67,22 +69,24 @@ class _LoraLinear(torch.autograd.Function):
         scale = scaling * BYTE_VALUES / (BYTE_VALUES - threshold)
         dropped_TI = x_TI if keep_TI is None else x_TI * keep_TI
         u_TR = dropped_TI @ a.t()
-        y_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
+        y_TO = product(x_TI, weight_OI, bias_O)
         y_TO.addmm_(u_TR, b.t(), alpha=scale)
-        ctx.save_for_backward(dropped_TI, keep_TI, weight_OI, a, b, u_TR)
+        kept = weight_OI if isinstance(weight_OI, Tensor) else None
+        ctx.save_for_backward(dropped_TI, keep_TI, kept, a, b, u_TR)
+        ctx.tiled = weight_OI if kept is None else None
         ctx.scale = scale
         return y_TO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
-        dropped_TI, keep_TI, weight_OI, a, b, u_TR = ctx.saved_tensors
+        dropped_TI, keep_TI, kept, a, b, u_TR = ctx.saved_tensors
         du_TR = (dy_TO @ b).mul_(ctx.scale)
         db_OR = (dy_TO.t() @ u_TR).float().mul_(ctx.scale)
         da_RI = (du_TR.t() @ dropped_TI).float()
         dx_TI = None
         if ctx.needs_input_grad[0]:
-            dx_TI = dy_TO @ weight_OI
+            dx_TI = product_back(dy_TO, ctx.tiled if kept is None else kept)
             if keep_TI is None:
                 dx_TI.addmm_(du_TR, a)
             else:
@@ -93,7 +97,7 @@ class _LoraLinear(torch.autograd.Function):
 
 def lora_linear(
     x: Tensor,
-    weight_OI: Tensor,
+    weight_OI: FrozenWeight,
     bias_O: Tensor | None,
     a_RI: Tensor,
     b_OR: Tensor,

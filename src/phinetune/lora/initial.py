@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from phinetune.base.errors import SettingsError
+from phinetune.lora.frozen import frozen_weight
 from phinetune.lora.function import lora_linear
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.settings import STARTS, LoraSettings
@@ -138,7 +139,7 @@ class StartedLinear(LoraLinear):
         bias = self.base.bias
         assert bias is None or isinstance(bias, Tensor)
         threshold = self.threshold if self.training else 0
-        return lora_linear(x, self.weight_OI, bias, *self._plain(), self.scaling, threshold)
+        return lora_linear(x, frozen_weight(self.base), bias, *self._plain(), self.scaling, threshold)
 
 
 def _first_of_qr(weight_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from phinetune.lora.frozen import features, frozen_weight, is_transposed, kind_of
 from phinetune.lora.function import dropout_threshold, lora_linear
 from phinetune.lora.weights import Update
 
 
 class LoraLinear(nn.Module):
-    """Takes the place of an `nn.Linear` (or GPT-2's transposed `Conv1D`) and adds s · B A.
+    """Takes the place of an `nn.Linear` (also a transposed `Conv1D` or a quantised one) and adds s · B A.
 
     `lora_A` (rank, in_features) and `lora_B` (out_features, rank) are float32 and trained; the
     wrapped layer stays as it is. B starts at zero, so a fresh layer answers exactly as the base.
@@ -29,15 +30,12 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Module, *, rank: int, scaling: float, dropout: float = 0.0) -> None:
         super().__init__()
-        weight = base.weight
-        assert isinstance(weight, Tensor)
         self.base = base.requires_grad_(False)
-        self.is_transposed = type(base).__name__ == "Conv1D"
-        shape = tuple(weight.shape)
-        self.out_features, self.in_features = shape[::-1] if self.is_transposed else shape
+        self.is_transposed = is_transposed(base)
+        self.out_features, self.in_features = features(base)
         self.rank, self.scaling, self.threshold = rank, scaling, dropout_threshold(dropout)
         self.is_enabled = True
-        device = weight.device
+        _, device = kind_of(base)
         self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
 
@@ -51,7 +49,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight_OI(self) -> Tensor:
-        """The frozen weight as (out_features, in_features)."""
+        """The frozen weight as (out_features, in_features); of a quantised base formed for this call."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight.t() if self.is_transposed else weight
@@ -92,7 +90,8 @@ class LoraLinear(nn.Module):
         bias = self.base.bias
         assert bias is None or isinstance(bias, Tensor)
         threshold = self.threshold if self.training else 0
-        return lora_linear(x, self.weight_OI, bias, self.lora_A, self.lora_B, self.scaling, threshold)
+        weight = frozen_weight(self.base)
+        return lora_linear(x, weight, bias, self.lora_A, self.lora_B, self.scaling, threshold)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, rank {self.rank}, scaling {self.scaling:g}"

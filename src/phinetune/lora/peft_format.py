@@ -31,6 +31,7 @@ OLD_WEIGHTS_FILE = "adapter_model.bin"
 CONFIG_KEY = "adapter_config"
 _OWN_KEYS = {"format", "lora_r", "lora_alpha", CONFIG_KEY}
 _PREFIX = "base_model.model."
+_HEADS = ("score", "classifier")
 _ENDINGS = {
     ".lora_A.weight": "a_RI",
     ".lora_B.weight": "b_OR",
@@ -62,7 +63,10 @@ def from_peft_tensors(
     modules = dict.fromkeys(
         name.rpartition(".")[0] for name in places.values() if _is_of_module(name, settings)
     )
+    is_classifier = config.get("task_type") == "SEQ_CLS"
     for asked in settings.modules_to_save:
+        if is_classifier and asked in _HEADS and any(module in _HEADS for module in modules):
+            continue  # PEFT names both for every classifier, which has one of them
         if not any(asked in module for module in modules):
             raise AdapterError(
                 f"the adapter holds no weights of '{asked}'",
@@ -76,6 +80,7 @@ def from_peft_tensors(
         settings=settings,
         whole={name: tensors[key] for key, name in places.items()},
         base_name=str(config.get("base_model_name_or_path") or ""),
+        task_type="SEQ_CLS" if is_classifier else "CAUSAL_LM",
         is_transposed=bool(config.get("fan_in_fan_out")),
         metadata={key: text for key, text in metadata.items() if key not in _OWN_KEYS},
     )
@@ -131,7 +136,7 @@ def peft_config(weights: AdapterWeights) -> dict[str, Any]:
     settings = weights.settings
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": weights.task_type,
         "base_model_name_or_path": weights.base_name,
         "inference_mode": True,
         "r": settings.rank,

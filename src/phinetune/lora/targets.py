@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from phinetune.base.errors import SettingsError, nearest
+from phinetune.lora.frozen import is_linear
 from phinetune.lora.settings import LoraSettings, fits
 
 # Every linear layer of the decoder blocks, by transformers' `model_type`.
@@ -35,9 +36,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     find_head: Any = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head else None
     return {
-        name: module
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
+        name: module for name, module in model.named_modules() if is_linear(module) and module is not head
     }
 
 

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from phinetune.base.errors import AdapterError
 from phinetune.lora.settings import LoraSettings
 
 T = TypeVar("T", int, float)
+# PEFT's words: a model that writes, or one with a classification head.
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 # The types of numbers that an adapter may hold.
 KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -71,6 +73,7 @@ class AdapterWeights:
     settings: LoraSettings
     base_name: str = ""
     is_transposed: bool = False
+    task_type: TaskType = "CAUSAL_LM"
     metadata: Mapping[str, str] = field(default_factory=dict)
     # Biases, modules and rows of tokens, trained as they are: by the names of `Adapter.named_parameters`.
     whole: Mapping[str, Tensor] = field(default_factory=dict)
@@ -78,6 +81,11 @@ class AdapterWeights:
     @property
     def uses_dora(self) -> bool:
         return any(update.magnitude_O is not None for update in self.updates.values())
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it comes with a classification head, and answers with a class."""
+        return self.task_type == "SEQ_CLS"
 
     @property
     def is_alone(self) -> bool:
@@ -142,6 +150,7 @@ def described(updates: Mapping[str, Update], *, dropout: float = 0.0) -> LoraSet
 
 def require_updates_only(weights: AdapterWeights, where: str) -> None:
     """Raise `AdapterError` for an adapter that also holds weights trained whole."""
+    require_no_head(weights, where)
     if weights.whole:
         names = sorted(weights.whole)
         raise AdapterError(
@@ -149,6 +158,17 @@ def require_updates_only(weights: AdapterWeights, where: str) -> None:
             where=where,
             why="biases, modules and token rows that were trained whole take the place of the base's own",
             do="merge it into the base: phinetune adapter merge",
+        )
+
+
+def require_no_head(weights: AdapterWeights, where: str) -> None:
+    """Raise `AdapterError` for the adapter of a classifier."""
+    if weights.is_classifier:
+        raise AdapterError(
+            "the adapter is a classifier's",
+            where=where,
+            why="it answers with its classification head alone, which has no place here",
+            do="use it with phinetune evaluate, phinetune classify or phinetune.load_classifier",
         )
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from phinetune.base.errors import SettingsError, nearest
+from phinetune.lora.frozen import TiledLinear
 from phinetune.lora.settings import LoraSettings
 
 ROWS = "trainable_tokens_delta"
@@ -145,7 +146,18 @@ class HeadRows(_Rows):
         return logits.index_copy(-1, self.rows.ids_K, own)
 
 
-Part = TrainedWeight | TokenRows
+class Part(Protocol):
+    """A weight trained whole."""
+
+    place: WholeName
+    weight: nn.Parameter
+    is_enabled: bool
+
+    def reset(self) -> None:
+        """Set the weight to the base's own."""
+
+    def detach(self, model: nn.Module) -> None:
+        """Put the base's own weight back."""
 
 
 def whole_names(
@@ -178,7 +190,9 @@ def _biases(
 ) -> Iterator[WholeName]:
     if settings.bias == "none":
         return
-    modules = adapted.items() if settings.bias == "lora_only" else model.named_modules()
+    modules = list(adapted.items() if settings.bias == "lora_only" else model.named_modules())
+    if any(isinstance(module, TiledLinear) and module.bias is not None for _, module in modules):
+        raise _is_quantized("biases", "bias")
     found = [
         WholeName(module=name, attribute=attribute, kind="bias")
         for name, module in modules
@@ -220,6 +234,8 @@ def _modules(
                     why=f"'{within}' would be trained twice",
                     do="leave it out of modules_to_save, or out of lora_target_modules",
                 )
+            if any(isinstance(module, TiledLinear) for module in known[name].modules()):
+                raise _is_quantized(f"'{name}'", "modules_to_save")
             if is_tied and known[name] in (head, embedding):
                 raise SettingsError(
                     f"'{asked}' cannot be trained as a whole",
@@ -232,6 +248,15 @@ def _modules(
                     seen.add(path)
                     module, _, attribute = path.rpartition(".")
                     yield WholeName(module=module, attribute=attribute, kind="module")
+
+
+def _is_quantized(what: str, where: str) -> SettingsError:
+    return SettingsError(
+        f"{what} of a quantised base cannot be trained whole",
+        where=where,
+        why="its linear layers are kept in fewer bits",
+        do=f"write quantize: none, or leave {where} out",
+    )
 
 
 def _rows(model: nn.Module, settings: LoraSettings, others: list[WholeName]) -> Iterator[WholeName]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phinetune.text.labelled import Labelled
 from phinetune.text.render import Rendered
 
 NOT_TRAINED = -100
@@ -30,6 +31,8 @@ class PackedBatch:
     positions_T: Tensor
     targets_T: Tensor
     segment_lengths: tuple[int, ...]
+    # The class of each segment, for a classification.
+    classes_S: Tensor | None = None
 
     @classmethod
     def lay(cls, examples: Sequence[Rendered], device: torch.device | str = "cpu") -> PackedBatch:
@@ -47,6 +50,7 @@ class PackedBatch:
             target = np.full(len(example.ids), NOT_TRAINED, dtype=np.int64)
             target[:-1][example.trained[1:]] = example.ids[1:][example.trained[1:]]
             targets.append(target)
+        numbers = [example.class_number for example in examples if isinstance(example, Labelled)]
         ids = np.concatenate([example.ids for example in examples]).astype(np.int64)
         positions = np.concatenate([np.arange(len(example.ids)) for example in examples])
         return cls(
@@ -54,6 +58,7 @@ class PackedBatch:
             positions_T=torch.from_numpy(positions).to(device),
             targets_T=torch.from_numpy(np.concatenate(targets)).to(device),
             segment_lengths=tuple(len(example.ids) for example in examples),
+            classes_S=torch.tensor(numbers, device=device) if numbers else None,
         )
 
     def filled(self, multiple: int) -> PackedBatch:

@@ -68,6 +68,20 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
 
 
+def refuse_quantized_files(folder: Path) -> None:
+    """Raise `ModelError` when a folder's weights were written in few bits by another program."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = config.get("quantization_config")
+    if found:
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+        raise ModelError(
+            "the model's files are quantised already",
+            where=str(folder),
+            why=f"config.json says quantization_config: {method}; merging needs the original weights",
+            do="name the model in its original precision; quantize: nf4 or int8 keeps it small in memory",
+        )
+
+
 def num_weights(folder: Path) -> int:
     """The entries of all tensors of a model folder, by the files' headers."""
     total = 0

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from phinetune.lora.whole import HeadRows
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
+from phinetune.models.classifier import class_logits, class_loss
 from phinetune.models.loading import Base
 
 # Logits of one chunk: 4 M entries is 16 MB in float32. Larger chunks were not faster.
@@ -27,7 +28,10 @@ def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 
 
     `label_smoothing` is the share of each target spread evenly over the vocabulary, as in torch's
     `cross_entropy`. The caller divides by the trained tokens of a whole step, so that accumulation is exact.
+    With a classification head it is the loss of each segment's class, told by its last token.
     """
+    if base.classifier is not None:
+        return class_loss(base, batch, label_smoothing)
     hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
     hidden_NH, targets_N = hidden_TH[chosen], batch.targets_T[chosen]
@@ -145,7 +149,9 @@ class TokenScores:
 
 @torch.no_grad()
 def token_scores(base: Base, batch: PackedBatch) -> TokenScores:
-    """Negative log-likelihood (float32) and greedy correctness of each trained token."""
+    """Negative log-likelihood (float32) and greedy correctness of each trained token, or of each class."""
+    if base.classifier is not None:
+        return _class_scores(base, batch)
     hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
     hidden_NH, targets_N = hidden_TH[chosen], batch.targets_T[chosen]
@@ -159,6 +165,16 @@ def token_scores(base: Base, batch: PackedBatch) -> TokenScores:
     lengths = torch.tensor(batch.segment_lengths, device=hidden_TH.device)
     segments_T = torch.repeat_interleave(torch.arange(len(lengths), device=hidden_TH.device), lengths)
     return TokenScores(nll_N=nll_N, is_correct_N=is_correct_N, segment_N=segments_T[chosen])
+
+
+def _class_scores(base: Base, batch: PackedBatch) -> TokenScores:
+    assert batch.classes_S is not None
+    logits_SC = class_logits(base, batch)
+    return TokenScores(
+        nll_N=torch.nn.functional.cross_entropy(logits_SC, batch.classes_S, reduction="none"),
+        is_correct_N=logits_SC.argmax(-1) == batch.classes_S,
+        segment_N=torch.arange(len(logits_SC), device=logits_SC.device),
+    )
 
 
 def _spans(num_rows: int, vocab_size: int) -> list[slice]:

@@ -23,8 +23,8 @@ from phinetune.base.files import committed_dir, require_free_space
 from phinetune.lora.files import base_difference, check_base, load_weights
 from phinetune.lora.fusing import FUSIONS, GATE_UP, QKV
 from phinetune.lora.tensor_file import write_tensors
-from phinetune.lora.weights import AdapterWeights, Update, last
-from phinetune.models.catalog import find_model, weight_files, weights_sha256
+from phinetune.lora.weights import AdapterWeights, Update, last, require_no_head
+from phinetune.models.catalog import find_model, refuse_quantized_files, weight_files, weights_sha256
 from phinetune.models.loading import load_base
 from phinetune.models.merged_whole import replaced, shapes_of, whole_places
 from phinetune.models.transposed import transposed_layers
@@ -68,11 +68,16 @@ def merge(
     """Write the folder `out`: the base with the adapter in it, or with `subtract` without it.
 
     Raises `IncompatibleLowRankAdapter` when the adapter is not of this base; nothing is written then.
-    With `force_base` another base is taken too, where it has the adapter's names and shapes.
+    With `force_base` another base is taken too, where it has the adapter's names and shapes. The base is
+    the one of the files, in its original precision, also for an adapter that was trained on a quantised one:
+    codes of a merged weight would be rounded a second time. Raises `ModelError` when the files themselves
+    are quantised.
     """
     folder = find_model(base)
+    refuse_quantized_files(folder)
     if out.exists() or out.is_symlink():
         raise UserError("something is there already", where=str(out), do="name a new folder")
+    require_no_head(weights, where)
     forced = ""
     if subtract:
         _refuse_to_subtract(weights, base, where)

@@ -13,20 +13,24 @@ from phinetune.evaluation.bootstrap import Difference, Reading, reading
 from phinetune.evaluation.metrics import LOWER_IS_BETTER
 
 NAMES = {
-    "loss": "loss per token",
+    "loss": "loss",
     "perplexity": "perplexity",
     "token_accuracy": "token accuracy",
     "exact_match": "exact match",
     "token_f1": "word overlap (F1)",
     "json_valid": "valid JSON",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
 }
 MEANINGS = {
-    "loss": "lower is better",
+    "loss": "per trained token, or per row of a classification; lower is better",
     "perplexity": "e to the loss; lower is better",
     "token_accuracy": "trained tokens guessed right",
     "exact_match": "answers equal to the reference",
     "token_f1": "words shared with the reference",
     "json_valid": "answers that are one JSON value",
+    "accuracy": "rows whose class is right",
+    "macro_f1": "the mean over classes, each as important as the other",
 }
 MINUS, MISSING = "\u2212", "\u2013"
 

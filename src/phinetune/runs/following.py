@@ -13,12 +13,13 @@ from typing import Any
 
 from phinetune.base.errors import DivergedError
 from phinetune.base.events import Trained
-from phinetune.lora.attach import Adapter, attach
+from phinetune.lora.attach import Adapter
 from phinetune.lora.settings import LoraSettings
+from phinetune.models.classifier import attach_to
 from phinetune.models.device import Compute
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.forecast import Forecaster
-from phinetune.runs.prepare import Prepared, prepare
+from phinetune.runs.prepare import Prepared, prepare, prepared_base
 from phinetune.runs.processes import Place, use_own_device
 from phinetune.runs.proof import compare_with_base
 from phinetune.runs.record import package_versions
@@ -82,11 +83,13 @@ def follow(project: Path, place: Place, ranks: Ranks, stop: StopRequest) -> None
         settings.model,
         device_name=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         root=project,
         is_sharded=ranks.is_sharded,
     )
     ranks.require_same(common_facts(base, prepared))
-    adapter = attach(base.model, shape_of(ranks.from_first()), seed=settings.seed)
+    base = prepared_base(base, prepared)
+    adapter = attach_to(base, shape_of(ranks.from_first()), seed=settings.seed)
     if ranks.is_sharded:
         Forecaster(base, adapter, prepared, ranks)
     settings = settings.model_copy(update=json.loads(ranks.from_first()))

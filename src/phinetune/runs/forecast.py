@@ -26,6 +26,7 @@ from phinetune.models.catalog import num_weights
 from phinetune.models.device import Compute
 from phinetune.models.loading import Base
 from phinetune.models.memory import Costs, available_bytes, release_unused
+from phinetune.models.quantized import BITS, Quantization
 from phinetune.runs.prepare import Prepared
 from phinetune.text.row_files import num_tokens_of
 from phinetune.training.distributed import ALONE, Ranks
@@ -70,7 +71,7 @@ class Forecaster:
             base,
             prepared.renderer,
             examples,
-            max_answered=settings.compare_nsamples,
+            max_answered=0 if prepared.classes else settings.compare_nsamples,
             max_new_tokens=settings.compare_max_new_tokens,
             seed=settings.seed,
             system_prompt=settings.system_prompt,
@@ -230,19 +231,27 @@ def _share(device: torch.device, num_here: int) -> int:
     return available_bytes(device) // (num_here if device.type == "cpu" else 1)
 
 
-def refuse_base_too_large(folder: Path, compute: Compute, num_here: int = 1) -> None:
+def refuse_base_too_large(
+    folder: Path, compute: Compute, num_here: int = 1, *, quantize: Quantization = "none"
+) -> None:
     """Raise `SpaceError` before a base is loaded whose weights alone do not fit, once for each process."""
-    weights = num_weights(folder) * compute.dtype.itemsize
+    # Embeddings and head keep their type: of a quantised base this is the least it takes.
+    each = compute.dtype.itemsize if quantize == "none" else BITS[quantize] / 8
+    weights = num_weights(folder) * each
     free = _share(compute.device, num_here)
     if weights <= free:
         return
-    half = compute.dtype.itemsize == 4 and weights / 2 <= free
+    half = quantize == "none" and compute.dtype.itemsize == 4 and weights / 2 <= free
+    in_4_bits = quantize != "nf4" and num_weights(folder) * BITS["nf4"] / 8 <= free
+    form = compute.dtype_name if quantize == "none" else quantize
     raise SpaceError(
         "the base model does not fit into memory",
         where=str(folder),
-        why=f"its weights in {compute.dtype_name} take {_size(weights)}, and {_size(free)} are free",
+        why=f"its weights in {form} take {_size(weights)}, and {_size(free)} are free",
         do="write dtype: bfloat16, which takes half"
         if half
+        else "write quantize: nf4, which keeps its linear layers in 4 bits"
+        if in_4_bits
         else "end other programs, or choose a smaller model",
     )
 

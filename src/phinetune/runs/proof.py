@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from phinetune.base.events import Compared, Event, Finished, Noted, Stage, Trained, Warned, read_events
+from phinetune.evaluation.classify import compare_classes
 from phinetune.evaluation.compare import Comparison, Progress, compare
 from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
@@ -22,6 +23,7 @@ from phinetune.runs.continuing import worse_than_it_began
 from phinetune.runs.folder import RunFolder
 from phinetune.runs.prepare import Prepared
 from phinetune.runs.record import base_values, data_values
+from phinetune.text.labelled import Labelled
 from phinetune.training.forecast import Forecast
 
 
@@ -37,7 +39,7 @@ def prove(
     """Compare, then write summary.json, trainer_state.json, the plot and the report."""
     settings = prepared.settings
     examples, _ = prepared.used_test_examples()
-    num_answered = min(len(examples), settings.compare_nsamples)
+    num_answered = len(examples) if prepared.classes else min(len(examples), settings.compare_nsamples)
     yield Stage(name="compare", detail=f"base and adapter answer {num_answered} test examples")
     began = time.perf_counter()
     comparison = compare_with_base(prepared, base, adapter, on_progress)
@@ -67,6 +69,11 @@ def compare_with_base(
     """Both sides on the test examples of the plan, as the settings say."""
     settings = prepared.settings
     examples, pieces = prepared.used_test_examples()
+    if prepared.classes:
+        rows = [row for _, row in pieces if isinstance(row, Labelled)]
+        return compare_classes(
+            base, prepared.classes.counts, examples, rows, seed=settings.seed, on_progress=on_progress
+        )
     return compare(
         base,
         adapter,
@@ -78,6 +85,7 @@ def compare_with_base(
         seed=settings.seed,
         system_prompt=settings.system_prompt,
         loss_on=settings.loss_on,
+        choices=prepared.choices,
         on_progress=_tidying(on_progress),
     )
 
@@ -123,6 +131,7 @@ def _summary(
             "parameters": adapter.num_parameters,
             "rank": adapter.settings.rank,
             "target_modules": list(adapter.target_modules),
+            **({"classes": list(base.classifier.names)} if base.classifier else {}),
         },
         "data": data_values(prepared.files, (plan.train, plan.test)),
         "lineage": run.lineage(),

@@ -17,6 +17,7 @@ from typing import Any
 
 from phinetune.base.files import sha256_file
 from phinetune.lora.attach import Adapter
+from phinetune.models.classifier import CHATS, LABELS_KEY, READS_KEY, TEXTS
 from phinetune.models.loading import Base
 from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
@@ -86,11 +87,12 @@ def plan_values(
     values = asdict(plan)
     del values["rows"], values["test_sequences"]
     processes = f"; {num_processes} processes, memory is of each" if num_processes > 1 else ""
+    kept = f"; linear layers in {base.quantize}" if base.quantize != "none" else ""
     return {
         **values,
         "coverage": [asdict(row) for row in adapter.coverage],
         "method": adapter.settings.method,
-        "compute": f"{base.device.type}, {base.compute.reason}{processes}",
+        "compute": f"{base.device.type}, {base.compute.reason}{kept}{processes}",
         "batches": dict(batches),
         "forecast": {**asdict(forecast), "total_seconds": forecast.total_seconds},
     }
@@ -101,6 +103,7 @@ def base_values(base: Base) -> dict[str, Any]:
         "name": base.name,
         "sha256": base.sha256,
         "dtype": base.compute.dtype_name,
+        "quantize": base.quantize,
         "parameters": base.num_parameters,
     }
 
@@ -118,6 +121,14 @@ def data_values(files: Sequence[DataFile], plans: Sequence[SetPlan]) -> dict[str
     }
 
 
+def _head_metadata(base: Base) -> dict[str, str]:
+    """What the head of a classification tells apart, and what it reads."""
+    if base.classifier is None:
+        return {}
+    reads = CHATS if base.classifier.reads_chats else TEXTS
+    return {LABELS_KEY: json.dumps(list(base.classifier.names)), READS_KEY: reads}
+
+
 def adapter_metadata(
     base: Base,
     settings: TrainingSettings,
@@ -129,6 +140,8 @@ def adapter_metadata(
     """The header of the adapter's weights: what they belong to and where they came from."""
     return {
         **({"lineage": json.dumps(list(lineage), sort_keys=True)} if lineage else {}),
+        **({"quantize": base.quantize} if base.quantize != "none" else {}),
+        **_head_metadata(base),
         "base_name": base.name,
         "base_sha256": base.sha256,
         "train_sha256": files[0].sha256,

@@ -13,7 +13,7 @@ from phinetune.base.errors import DivergedError, LostProcessError, SpaceError
 from phinetune.base.events import Event, EventLog, SaveDue, Stage, Stopped, Trained, Warned
 from phinetune.evaluation.compare import Progress
 from phinetune.lora.attach import Adapter
-from phinetune.lora.files import load_adapter
+from phinetune.models.classifier import load_on
 from phinetune.models.loading import Base
 from phinetune.models.memory import release_unused
 from phinetune.runs.folder import RunFolder
@@ -86,7 +86,7 @@ class Road:
         # What counts is the adapter on disk: the proof is made with it, not with what is in memory.
         release_unused()
         self.adapter.detach(base.model)
-        adapter = load_adapter(base.model, self.run.adapter, base_sha256=base.sha256)
+        adapter = load_on(base, self.run.adapter)
         yield from prove(self.run, self.prepared, base, adapter, trained, self.expected, self.on_progress)
 
     def _trained(self, state: TrainState, saver: Saver) -> Generator[Event, None, Trained | None]:

@@ -25,15 +25,16 @@ from phinetune.base.events import (
 )
 from phinetune.base.files import require_free_space
 from phinetune.evaluation.compare import Progress
-from phinetune.lora.attach import Adapter, attach
+from phinetune.lora.attach import Adapter
 from phinetune.models.catalog import find_model
+from phinetune.models.classifier import attach_to
 from phinetune.models.device import choose
 from phinetune.models.loading import Base, load_base
 from phinetune.runs.continuing import attached, beginning_of, keep_copy, notes_on, read_beginning, with_shape
 from phinetune.runs.folder import checked_run_path, create_run
 from phinetune.runs.following import batches_told, common_facts, settings_told, shape_told, take_part
 from phinetune.runs.forecast import Forecaster, refuse_base_too_large
-from phinetune.runs.prepare import lora_settings, prepare
+from phinetune.runs.prepare import lora_settings, prepare, prepared_base
 from phinetune.runs.processes import Processes, launched_place
 from phinetune.runs.project import SETTINGS_FILE
 from phinetune.runs.record import base_values, data_values, machine, plan_values
@@ -116,6 +117,13 @@ def _lead(
     if beginning:
         settings, differing = with_shape(settings, beginning, overrides)
         yield from notes_on(beginning, differing)
+    if beginning and settings.task == "classification":
+        raise SettingsError(
+            "a classification begins with an adapter of its own",
+            where="--from-adapter",
+            why="its head belongs to the classes of its data",
+            do="leave --from-adapter out",
+        )
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
     for note in prepared.notes:
@@ -123,23 +131,30 @@ def _lead(
     yield Stage(name="load", detail=settings.model)
     compute = choose(settings.device, settings.dtype)
     if not processes.is_sharded:
-        refuse_base_too_large(find_model(settings.model, root=project), compute, processes.num_here)
+        refuse_base_too_large(
+            find_model(settings.model, root=project),
+            compute,
+            processes.num_here,
+            quantize=settings.quantize,
+        )
     ranks = processes.begin(compute.device.type, settings_told(settings, compute))
     base = load_base(
         settings.model,
         device_name=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         root=project,
         is_sharded=ranks.is_sharded,
     )
     ranks.require_same(common_facts(base, prepared))
+    base = prepared_base(base, prepared)
     if found:
         refuse_changes(found, settings, base, prepared.files)
     _check_lengths(settings, base, prepared.renderer)
     if beginning:
         adapter = attached(base, beginning, settings.lora_dropout)
     else:
-        adapter = attach(base.model, lora_settings(settings), seed=settings.seed)
+        adapter = attach_to(base, lora_settings(settings), seed=settings.seed)
     ranks.from_first(shape_told(adapter))
     forecaster = Forecaster(base, adapter, prepared, ranks, num_here=processes.num_here)
     # A run that goes on keeps its batches: another split of an update would round differently.
@@ -151,7 +166,11 @@ def _lead(
         require_free_space(path.parent, _room(adapter), "the run's checkpoints")
     values = plan_values(prepared.plan, expected, adapter, base, batches, num_processes=ranks.size)
     planned = Planned(
-        plan={**values, **({"from_adapter": str(beginning.folder)} if beginning else {})},
+        plan={
+            **values,
+            **({"classes": list(prepared.classes.names)} if prepared.classes else {}),
+            **({"from_adapter": str(beginning.folder)} if beginning else {}),
+        }
     )
     yield planned
 

@@ -104,10 +104,15 @@ class Renderer:
             raise joined(faults)
         return rendered
 
-    def prompt(self, messages: Sequence[Message], *, system_prompt: str | None = None) -> list[int]:
-        """The ids of a request, up to and including the assistant's header. Raises DataError."""
+    def prompt(
+        self, messages: Sequence[Message], *, system_prompt: str | None = None, generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a request, up to and including the assistant's header if there is to be one.
+
+        Raises DataError.
+        """
         template = self._require_template()
-        pieces = template.pieces(_with_system(messages, system_prompt), generation_prompt=True)
+        pieces = template.pieces(_with_system(messages, system_prompt), generation_prompt=generation_prompt)
         ids, _ = lay_out(self.tokenizer, [pieces])[0]
         return [int(id_) for id_ in ids]
 

@@ -191,6 +191,21 @@ class TrainingSettings(BaseModel):
         ge=0,
         le=1,
     )
+    task: Literal["auto", "chat", "text", "classification"] = _in(
+        "phinetune",
+        "auto",
+        "auto takes chats and text; chat, text refuse the other. classification: learn each row's label.",
+    )
+    labels_file: str | None = _in(
+        "phinetune",
+        None,
+        "classification: file with the names of the classes; null: those of the training rows, sorted.",
+    )
+    class_weights: Literal["none", "balanced"] = _in(
+        "phinetune",
+        "none",
+        "classification: balanced weighs each class by the inverse of its count in the training rows.",
+    )
     loss_on: Literal["assistant", "all"] = _in(
         "phinetune", "assistant", "Train on assistant turns only, or on every token. Plain text: always all."
     )
@@ -204,6 +219,11 @@ class TrainingSettings(BaseModel):
         "phinetune",
         "auto",
         "Type of the frozen base; auto probes for fast bfloat16. Adapter weights: float32.",
+    )
+    quantize: Literal["none", "int8", "nf4"] = _in(
+        "phinetune",
+        "none",
+        "Keep the base's linear layers in 8 or 4 bits: less memory, slower. nf4 needs phinetune[quantize].",
     )
     retry_on_divergence: bool = _in(
         "phinetune",
@@ -220,6 +240,11 @@ class TrainingSettings(BaseModel):
         200,
         "Test examples that base and adapter answer at the end; 0: compare losses only.",
         ge=0,
+    )
+    constrain_answers: Literal["none", "training"] = _in(
+        "phinetune",
+        "none",
+        "training: in the comparison both sides may only give answers that stand in the training rows.",
     )
     compare_max_new_tokens: int | None = _in(
         "phinetune",

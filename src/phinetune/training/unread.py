@@ -29,6 +29,14 @@ def _evaluates_at_the_end_only(settings: TrainingSettings) -> bool:
     return settings.evaluation_strategy == "no"
 
 
+def _is_classification(settings: TrainingSettings) -> bool:
+    return settings.task == "classification"
+
+
+def _is_no_classification(settings: TrainingSettings) -> bool:
+    return settings.task != "classification"
+
+
 # Setting, when nobody reads it, why, and what would make it count.
 _RULES: tuple[tuple[str, Question, str, str], ...] = (
     (
@@ -93,6 +101,16 @@ _RULES: tuple[tuple[str, Question, str, str], ...] = (
         "optimizer: adamw",
     ),
     ("sgd_momentum", lambda s: s.optimizer != "sgd", "optimizer is {optimizer}", "optimizer: sgd"),
+    ("labels_file", _is_no_classification, "task is {task}", "task: classification"),
+    ("class_weights", _is_no_classification, "task is {task}", "task: classification"),
+    ("loss_on", _is_classification, "a classification trains on labels", "loss_on: assistant"),
+    ("compare_nsamples", _is_classification, "a classifier answers every test row", "compare_nsamples: 200"),
+    (
+        "constrain_answers",
+        lambda s: s.task == "classification" or s.compare_nsamples == 0,
+        "nothing is answered in words",
+        "constrain_answers: none",
+    ),
     (
         "layers_pattern",
         lambda s: s.layers_to_transform is None,
@@ -101,7 +119,13 @@ _RULES: tuple[tuple[str, Question, str, str], ...] = (
     ),
     (
         "compare_max_new_tokens",
-        lambda s: s.compare_nsamples == 0,
+        _is_classification,
+        "a classifier writes no answers",
+        "compare_max_new_tokens: null",
+    ),
+    (
+        "compare_max_new_tokens",
+        lambda s: s.compare_nsamples == 0 and s.task != "classification",
         "compare_nsamples is 0: nothing is answered",
         "compare_nsamples: 200",
     ),

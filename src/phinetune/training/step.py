@@ -6,6 +6,7 @@ same update. Knows nothing of epochs, evaluation or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -130,9 +131,10 @@ def train_step(
     ranks.add_gradients(parameters, total)
     gradients = {name: weight.grad for name, weight in adapter.named_parameters() if weight.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-    loss_value, norm_value = float(total / num_trained), float(norm)
-    if not (torch.isfinite(total) and torch.isfinite(norm)):
-        whole = "the norm of the gradient" if torch.isfinite(total) else "the loss"
+    # One wait for the device in a step: both figures come back together.
+    loss_value, norm_value = torch.stack([total / num_trained, norm.to(total)]).tolist()
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        whole = "the norm of the gradient" if math.isfinite(loss_value) else "the loss"
         at_fault = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), whole)
         optimizer.zero_grad(set_to_none=True)
         raise _diverged(step, loss_value, at_fault, [rows[row] for row in used])

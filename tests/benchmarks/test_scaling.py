@@ -35,6 +35,7 @@ def test_made_up_chats_are_sound_and_alike(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_quick_form_measures_every_axis():
     command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--quick", "--json", "--only", "tokens,rows"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phinetune.generation import mixing
+from phinetune.generation import mixed_linear
 from phinetune.generation.mixing import MixedLayers
 from phinetune.lora.attach import linear_layers
 
@@ -28,8 +28,8 @@ NAME = "model.layers.0.mlp.down_proj"
     ],
 )
 def test_long_runs_and_single_tokens_get_their_own_update(monkeypatch, seats):
-    monkeypatch.setattr(mixing, "LONG_RUN", 32)
-    monkeypatch.setattr(mixing, "RUN_MULTIPLE", 16)
+    monkeypatch.setattr(mixed_linear, "LONG_RUN", 32)
+    monkeypatch.setattr(mixed_linear, "RUN_MULTIPLE", 16)
     base = tiny_base("phi3")
     linear = linear_layers(base.model)[NAME]
     adapters = [random_adapter(base.model, rank=rank, seed=rank) for rank in (2, 4, 8)]
@@ -46,3 +46,21 @@ def test_long_runs_and_single_tokens_get_their_own_update(monkeypatch, seats):
     with torch.inference_mode():
         mixed = base.model.get_submodule(NAME)(x_TI[None])[0]
     assert torch.allclose(mixed, torch.stack(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_small_weights_stand_above_the_adapters_and_are_given_back(monkeypatch, limit):
+    monkeypatch.setattr(mixed_linear, "WIDENED_BYTES", limit)
+    base = tiny_base("phi3")
+    before = {name: weight.clone() for name, weight in base.model.named_parameters()}
+    linear, updates = linear_layers(base.model)[NAME], random_adapter(base.model, rank=2, seed=0).updates
+    layers = MixedLayers(base.model)
+    for seat in range(1, 10):  # more than fit at first, twice
+        layers.place(seat, updates)
+    assert (linear.weight.untyped_storage().nbytes() > linear.weight.nbytes) == bool(limit)
+    for name, weight in base.model.named_parameters():
+        assert torch.equal(weight, before[name.replace(".inner.", ".")])
+    layers.remove()
+    for name, weight in base.model.named_parameters():
+        assert torch.equal(weight, before[name])
+        assert weight.untyped_storage().nbytes() == weight.nbytes

@@ -154,7 +154,9 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Figures]] = {
 
 
 def _size(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:.2f} GB" if abs(size_bytes) >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+    if abs(size_bytes) >= 1e9:
+        return f"{size_bytes / 1e9:.2f} GB"
+    return f"{size_bytes / 1e6:.0f} MB" if abs(size_bytes) >= 1e7 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def draw(folder: Path, picture: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,32 @@ def test_a_plan_is_the_same_with_and_without_the_cache(new_project):
     assert first.plan == second.plan
     assert first.test_examples == second.test_examples == load_examples(Path(first.files[1].path))
     assert [place for place, _ in first.test_pieces] == [0, 1, 2]
+
+
+def peak_bytes(project, num_rows, settings):
+    """The most that Python held while a project's data was prepared, from its file and then from its rows."""
+    (project / "dataset").mkdir(parents=True)
+    words = [f"word{number} " * 20 for number in range(num_rows)]
+    write_chats(project / "dataset" / "train.json", words)
+    write_chats(project / "dataset" / "test.json", WORDS)
+    del words
+    peaks = []
+    for _ in range(2):
+        gc.collect()
+        tracemalloc.start()
+        prepared = prepare(project, settings)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert prepared.plan.train.num_used == num_rows
+    return peaks
+
+
+def test_a_row_more_costs_no_more_memory_than_its_place_in_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "_GROUP_ROWS", 128)
+    settings = TrainingSettings(
+        model="demo", finetune_dataset="dataset", finetune_train_nsamples=10**6, finetune_train_seqlen=512
+    )
+    few = peak_bytes(tmp_path / "few", 500, settings)
+    many = peak_bytes(tmp_path / "many", 2500, settings)
+    # As objects a row of these is several kilobytes: two texts, two arrays, what holds them.
+    assert [(b - a) / 2000 < 150 for a, b in zip(few, many, strict=True)] == [True, True], (few, many)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -20,6 +19,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from machine import machine, versions
 
 BF16, FP32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
 
@@ -102,7 +103,12 @@ def main() -> None:
         folder = Path(name)
         subprocess.run([sys.executable, __file__, "--make", name], check=True)
         rows = [_run(folder, name) for name in names] if not options.make else []
-    report = {"load_average": os.getloadavg()[0], **_errors(rows), "rows": rows}
+    report = {
+        **_errors(rows),
+        "rows": rows,
+        "machine": machine(0),
+        "versions": versions(("phinetune", "torch", "transformers")),
+    }
     if options.json:
         print(json.dumps(report, indent=2))
     else:
@@ -259,9 +265,9 @@ def _print(report: dict[str, Any]) -> None:
             f"{'' if again is None else f'{again:.1f}':>8}"
             f"{_percent(row['seconds_after_20_steps_error_percent']):>8}"
         )
-    print("forecast / measured; load average", f"{report['load_average']:.1f}")
+    print("forecast / measured; load average", report["machine"]["load_average"])
     for key, value in report.items():
-        if key not in ("rows", "load_average"):
+        if key not in ("rows", "machine", "versions"):
             print(f"{key:<36}{value}")
 
 

@@ -13,15 +13,15 @@ resident size that the system has seen of the process (VmHWM), files mapped into
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import machine, versions
 
 HIDDEN, INTER, LAYERS, HEADS, VOCAB = 3_072, 8_192, 32, 32, 32_064
 NUM_BYTES = 2 * (LAYERS * (HIDDEN * (4 * HIDDEN + 3 * INTER) + 2 * HIDDEN) + HIDDEN * (2 * VOCAB + 1))
@@ -47,8 +47,8 @@ def main() -> None:
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     report = {
         "rows": rows,
-        "machine": {"system": platform.platform(), "cpu": _cpu_name()},
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": machine(0),
+        "versions": versions(PACKAGES),
     }
     if options.clean:
         shutil.rmtree(options.folder)
@@ -226,23 +226,14 @@ def _largest_resident_bytes() -> int:
     return peak_resident_bytes()
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _title(form: str) -> str:
     kind = form.rstrip("+")
     return ("bfloat16" if kind == "none" else kind) + (", recomputed" if form.endswith("+") else "")
 
 
 def _print(report: dict[str, Any]) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    print(f"{report['machine']['cpu']}; {versions}\n")
+    packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    print(f"{report['machine']['cpu']}; {packages}\n")
     print(f"{'base in':<22}{'peak GB':>9}{'goal':>7}{'forecast':>10}{'loading':>9}{'load s':>8}{'step s':>8}")
     for row in report["rows"]:
         goal = f"{row['goal_bytes'] / 1e9:.0f}" if row["goal_bytes"] else ""

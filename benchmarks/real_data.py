@@ -124,6 +124,7 @@ def bleu(project: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
     import phinetune
     from phinetune.base.files import committed_dir
     from phinetune.data.conversation import Message
+    from phinetune.data.reading import load_examples
     from phinetune.generation.model import OWN
     from phinetune.lora.attach import attach
     from phinetune.lora.files import save_adapter
@@ -134,7 +135,8 @@ def bleu(project: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
     settings = load_settings(project / SETTINGS_FILE, overrides)
     prepared = prepare(project, settings)
     references = e2e_references()
-    asked = [example.messages[0].content for example in prepared.test_examples]  # type: ignore[union-attr]
+    examples = load_examples(Path(prepared.files[1].path))
+    asked = [example.messages[0].content for example in examples]  # type: ignore[union-attr]
     used = [references[facts] for facts in asked]
 
     ours = phinetune.load(project / "runs" / "benchmark")

@@ -12,10 +12,8 @@ peer and TRL's defaults run in turns. What is measured, and why it is fair: benc
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import machine, versions
 from train_cpu_sides import PEERS
 from train_cpu_work import Work, read_rows
 
@@ -160,14 +159,8 @@ def _report(
         "compute": runs["ours"][0]["compute"],
         "tokens": sum(tokens),
         "trained_share": sum(len(r.ids) - r.num_prompt for r in read_rows(folder)) / sum(tokens),
-        "machine": {
-            "cpu": _cpu_name(),
-            "num_cpus": os.cpu_count(),
-            "threads": threads or "default",
-            "load_average": [round(load, 2) for load in os.getloadavg()],
-            "system": platform.platform(),
-        },
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": machine(threads),
+        "versions": versions(PACKAGES),
     }
 
 
@@ -211,19 +204,10 @@ def _tokens_per_step(folder: Path, work: Work) -> list[int]:
     return [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _print(report: dict[str, Any]) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    machine = report["machine"]
-    print(f"{machine['cpu']}, {machine['num_cpus']} CPUs, load {machine['load_average']}; {versions}")
+    packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    found = report["machine"]
+    print(f"{found['cpu']}, {found['num_cpus']} CPUs, load {found['load_average']}; {packages}")
     print(f"{report['tokens']} tokens a turn, {report['trained_share']:.0%} trained; {report['compute']}\n")
     print(f"{'':<32}{'tokens/s':>10}{'per CPU s':>11}{'peak MB':>10}{'loss: first':>13}{'last':>9}{'gap':>9}")
     for row in report["rows"]:

@@ -47,6 +47,18 @@ def test_list_has_one_line_per_run_the_newest_first(
     assert rows[0]["num_steps_done"] == 4
 
 
+def test_list_says_where_tokenised_data_lies_and_how_much(
+    copies: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = copies[0].parents[1]
+    (project / "cache" / "entry").mkdir(parents=True)
+    (project / "cache" / "entry" / "tokens.int32").write_bytes(bytes(3_000_000))
+    assert run("runs", "list", project) == 0
+    out = capsys.readouterr().out.replace("\n", "")
+    assert "tokenised data: 3 MB" in out
+    assert str(project / "cache") in out
+
+
 def test_list_of_an_untrained_project_says_how_to_begin(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

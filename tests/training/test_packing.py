@@ -42,7 +42,7 @@ def test_seed_and_epoch_change_the_order():
 
 @given(LENGTHS, st.integers(40, 100))
 def test_packing_keeps_every_row_once_in_order_and_never_overfills(lengths, seqlen):
-    sequences = pack(range(len(lengths)), lengths, seqlen)
+    sequences = list(pack(range(len(lengths)), lengths, seqlen))
     assert flat(sequences) == list(range(len(lengths)))
     filled = [sum(lengths[row] for row in sequence) for sequence in sequences]
     assert max(filled) <= seqlen
@@ -102,7 +102,7 @@ def test_batches_keep_every_sequence_in_order(num, size):
 
 
 def test_a_row_longer_than_a_sequence_stands_alone():
-    assert pack([0, 1, 2], [3, 90, 3], seqlen=10) == [(0,), (1,), (2,)]
+    assert list(pack([0, 1, 2], [3, 90, 3], seqlen=10)) == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize(("is_packed", "expected"), [(True, 2), (False, 8)])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tiny_training import TRAIN_LENGTHS, tiny_training
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from phinetune.base.errors import DivergedError
 from phinetune.models import loss as loss_module
@@ -193,3 +194,23 @@ def test_the_optimizer_holds_the_settings_and_the_adapter_alone():
     assert (group["betas"], group["eps"], group["weight_decay"], group["lr"]) == ((0.8, 0.9), 1e-7, 0.3, 0.01)
     assert [id(p) for p in group["params"]] == [id(p) for p in training.adapter.parameters()]
     assert all(parameter.dtype == torch.float32 for parameter in group["params"])
+
+
+def test_a_step_asks_the_device_for_single_numbers_never():
+    """Each would make the host wait for a GPU; loss and norm come back together, as one tensor."""
+
+    class Counting(TorchDispatchMode):
+        asked = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.asked += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    training = tiny_training()
+    run_step(training)  # what is asked once is asked here
+    with Counting() as counting:
+        run_step(training)
+    assert counting.asked == 0
+    with Counting() as counting:
+        float(torch.ones(()))
+    assert counting.asked == 1

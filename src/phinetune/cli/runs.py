@@ -45,8 +45,11 @@ def list_runs(
         console.next_commands(f"phinetune train {project}")
         return
     from phinetune.cli.runs_view import runs_table
+    from phinetune.runs.rendering import CACHE, cache_bytes
 
     console.say(runs_table(found))
+    if size_bytes := cache_bytes(project):
+        console.say(f"tokenised data: {size_bytes / 1e6:,.0f} MB in {project / CACHE} (may be deleted)")
     console.next_commands(f"phinetune runs show {_relative(found[0].path)}")
 
 

@@ -96,23 +96,33 @@ def load_examples(
 
     Raises DataError with all findings when there is an error in what was read. Warnings do not stop.
     """
-    examples: list[Example] = []
+    return list(sound_examples(path, limit=limit, options=options))
+
+
+def sound_examples(
+    path: Path, *, limit: int | None = None, options: ReadOptions | None = None
+) -> Iterator[Example]:
+    """The same one by one, for files that do not fit into memory; the error comes at the end.
+
+    After the first fault no more examples come, but the rest is read for further ones.
+    """
     errors: list[Finding] = []
-    num_errors = 0
+    num_errors = num_examples = 0
     for item in read_examples(path, options):
         if not isinstance(item, Finding):
-            examples.append(item)
+            num_examples += 1
+            if not num_errors:
+                yield item
         elif item.is_error:
             num_errors += 1
             if len(errors) < MAX_FINDINGS_KEPT:
                 errors.append(item)
-        if limit is not None and len(examples) >= limit:
+        if limit is not None and num_examples >= limit:
             break
     if num_errors:
         faults = "1 fault" if num_errors == 1 else f"{num_errors:,} faults"
         do = f"correct the file, then run: phinetune data check {path}"
         raise refusal(f"{path} has {faults}", errors, do=do, num_faults=num_errors)
-    return examples
 
 
 def resolve_dataset(name: str, root: Path) -> DatasetFiles:

@@ -57,15 +57,6 @@ class StepShape:
             longest_prefix=max(prefix_tokens.values(), default=0),
         )
 
-    @classmethod
-    def without_sharing(cls, examples: Sequence[Rendered]) -> StepShape:
-        """The shape of a batch in which every example is computed whole."""
-        return cls(
-            num_tokens=sum(example.num_tokens for example in examples),
-            num_trained_tokens=sum(example.num_trained for example in examples),
-            longest_segment=max(example.num_tokens for example in examples),
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:

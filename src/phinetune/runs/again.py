@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from phinetune.base.errors import AdapterError, UserError
-from phinetune.data.reading import load_examples, resolve_dataset
+from phinetune.data.reading import resolve_dataset, sound_examples
 from phinetune.lora.files import CONFIG_FILE
 from phinetune.lora.peft_config import read_config
 from phinetune.lora.weights import AdapterWeights
@@ -40,7 +40,7 @@ def choices_again(run: RunFolder, settings: TrainingSettings) -> tuple[str, ...]
     if settings.constrain_answers == "none":
         return None
     project = run.path.parent.parent
-    train = load_examples(resolve_dataset(settings.finetune_dataset, project).train)
+    train = sound_examples(resolve_dataset(settings.finetune_dataset, project).train)
     return found_choices(settings, load_renderer(find_model(settings.model, root=project)), train)
 
 

@@ -28,6 +28,7 @@ from phinetune.models.loading import Base
 from phinetune.models.memory import Costs, available_bytes, release_unused
 from phinetune.models.quantized import BITS, Quantization
 from phinetune.runs.prepare import Prepared
+from phinetune.text.row_files import num_tokens_of
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.forecast import (
     Forecast,
@@ -188,7 +189,7 @@ class Forecaster:
         if settings.compare_nsamples > 8:
             yield "compare_nsamples: 8", self._with_fewer_answers(settings, 8)
         shorter = settings.finetune_train_seqlen // 2
-        if max(row.num_tokens for row in self._prepared.train.rendered) <= shorter:
+        if max(num_tokens_of(self._prepared.train.rendered)) <= shorter:
             change = {"finetune_train_seqlen": shorter}
             yield _lines(change), self.of(settings.model_copy(update=change))
         if rank >= 8:

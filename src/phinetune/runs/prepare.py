@@ -5,19 +5,23 @@ Knows nothing of how models are loaded, run folders or terminals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from phinetune.base.errors import DataError, SettingsError, UserError
+from phinetune.base.files import sha256_file
 from phinetune.data.classes import Classes, check_labels, classes_of, require_labels
-from phinetune.data.conversation import Conversation, Example, PlainText
-from phinetune.data.reading import load_examples, resolve_dataset
+from phinetune.data.conversation import Conversation, Example
+from phinetune.data.reading import DatasetFiles, load_examples, resolve_dataset, sound_examples
 from phinetune.lora.settings import LoraSettings
 from phinetune.models.catalog import find_model
 from phinetune.models.classifier import with_classifier
 from phinetune.models.loading import Base
 from phinetune.runs.record import DataFile
+from phinetune.runs.rendering import RenderedFile, rendered_file
 from phinetune.text.labelled import Labelled, render_labelled
 from phinetune.text.render import Rendered, Renderer, load_renderer
 from phinetune.training.fitting import Fitted, fit
@@ -30,26 +34,40 @@ MOST_CHOICES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Settings and data, read, checked, rendered and fitted; no model has been loaded yet."""
+    """Settings and data, read, checked, rendered and fitted; no model has been loaded yet.
+
+    Rows lie on the disk (those of a classification in memory). Of the examples as people wrote them only
+    those of the test set that the plan uses are held. `notes` are for the user.
+    """
 
     settings: TrainingSettings
     files: tuple[DataFile, DataFile]
     renderer: Renderer
     test_examples: list[Example]
+    test_pieces: list[tuple[int, Rendered]]
     train: Fitted
     test: Fitted
     plan: Plan
     classes: Classes | None = None
     # The only texts that may be answered in the comparison; None: any.
     choices: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def used_test_examples(self) -> tuple[list[Example], list[tuple[int, Rendered]]]:
         """The test examples of the plan, and their rendered pieces as (place of the example, piece)."""
-        rows = sorted({row for sequence in self.plan.test_sequences for row in sequence})
-        indices = sorted({self.test.indices[row] for row in rows})
-        place = {index: number for number, index in enumerate(indices)}
-        examples = [self.test_examples[index] for index in indices]
-        return examples, [(place[self.test.indices[row]], self.test.rendered[row]) for row in rows]
+        return self.test_examples, self.test_pieces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """Both sets, fitted, and what was found on the way."""
+
+    sha256: tuple[str, str]
+    train: Fitted
+    test: Fitted
+    classes: Classes | None = None
+    choices: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(project: Path, settings: TrainingSettings) -> Prepared:
@@ -62,33 +80,100 @@ def prepare(project: Path, settings: TrainingSettings) -> Prepared:
             why="without one nothing can be proven, and the best checkpoint is unknown",
             do="put a test.json beside train.json; a tenth of the rows, not used in training, will do",
         )
-    train_examples = load_examples(dataset.train)
-    test_examples = load_examples(dataset.test)
-    renderer = load_renderer(find_model(settings.model, root=project))
-    require_task(settings.task, [*train_examples, *test_examples])
-    classes = found_classes(project, settings, train_examples)
-    train = _fitted(settings, renderer, train_examples, "finetune_train_seqlen", classes)
-    test = _fitted(settings, renderer, test_examples, "finetune_test_seqlen", classes)
+    model_folder = find_model(settings.model, root=project)
+    renderer = load_renderer(model_folder)
+    if settings.task == "classification":
+        data = _labelled(project, settings, renderer, dataset, dataset.test)
+    else:
+        data = _rendered(project, settings, renderer, model_folder, dataset, dataset.test)
+    plan = make_plan(settings, data.train, data.test)
+    rows = sorted({row for sequence in plan.test_sequences for row in sequence})
+    indices = sorted({data.test.indices[row] for row in rows})
+    place = {index: number for number, index in enumerate(indices)}
     return Prepared(
         settings=settings,
-        files=(DataFile.of(dataset.train), DataFile.of(dataset.test)),
+        files=(
+            DataFile(path=str(dataset.train), sha256=data.sha256[0]),
+            DataFile(path=str(dataset.test), sha256=data.sha256[1]),
+        ),
         renderer=renderer,
-        test_examples=test_examples,
-        train=train,
-        test=test,
-        plan=make_plan(settings, train, test),
-        classes=classes,
-        choices=found_choices(settings, renderer, train_examples),
+        test_examples=_examples_at(dataset.test, indices),
+        test_pieces=[(place[data.test.indices[row]], data.test.rendered[row]) for row in rows],
+        train=data.train,
+        test=data.test,
+        plan=plan,
+        classes=data.classes,
+        choices=data.choices,
+        notes=data.notes,
     )
 
 
+def _rendered(
+    project: Path,
+    settings: TrainingSettings,
+    renderer: Renderer,
+    model_folder: Path,
+    dataset: DatasetFiles,
+    test_path: Path,
+) -> _Data:
+    train, test = (
+        rendered_file(path, project, renderer, model_folder, settings) for path in (dataset.train, test_path)
+    )
+    require_task(settings.task, [train, test])
+    is_constrained = settings.constrain_answers != "none"
+    return _Data(
+        sha256=(train.sha256, test.sha256),
+        train=_fitted(train, settings, "finetune_train_seqlen"),
+        test=_fitted(test, settings, "finetune_test_seqlen"),
+        choices=found_choices(settings, renderer, sound_examples(dataset.train)) if is_constrained else None,
+        notes=(*train.notes, *test.notes),
+    )
+
+
+def _fitted(file: RenderedFile, settings: TrainingSettings, limit: str) -> Fitted:
+    return fit(file.rows, file.rows.is_chat, getattr(settings, limit), settings.overlong, limit)
+
+
+def _labelled(
+    project: Path, settings: TrainingSettings, renderer: Renderer, dataset: DatasetFiles, test_path: Path
+) -> _Data:
+    examples = load_examples(dataset.train)
+    classes = found_classes(project, settings, examples)
+    assert classes is not None
+    fitted = [
+        fit_labelled(
+            labelled_rows(settings, renderer, rows, classes),
+            getattr(settings, limit),
+            settings.overlong,
+            limit,
+        )
+        for rows, limit in (
+            (examples, "finetune_train_seqlen"),
+            (load_examples(test_path), "finetune_test_seqlen"),
+        )
+    ]
+    return _Data(
+        sha256=(sha256_file(dataset.train), sha256_file(test_path)),
+        train=fitted[0],
+        test=fitted[1],
+        classes=classes,
+    )
+
+
+def _examples_at(path: Path, indices: Sequence[int]) -> list[Example]:
+    """The examples at these places of a file, in order; nothing after the last is read."""
+    wanted = set(indices)
+    examples = sound_examples(path, limit=indices[-1] + 1)
+    return [example for index, example in enumerate(examples) if index in wanted]
+
+
 def found_choices(
-    settings: TrainingSettings, renderer: Renderer, examples: Sequence[Example]
+    settings: TrainingSettings, renderer: Renderer, examples: Iterable[Example]
 ) -> tuple[str, ...] | None:
     """The different answers of the training rows, where the settings constrain answers to them."""
     if settings.constrain_answers == "none" or settings.task == "classification":
         return None
-    chats = [example for example in examples if isinstance(example, Conversation)]
+    chats = (example for example in examples if isinstance(example, Conversation))
     answers = tuple(sorted({renderer.split(chat)[1].strip() for chat in chats} - {""}))
     if not 1 < len(answers) <= MOST_CHOICES:
         raise SettingsError(
@@ -117,32 +202,20 @@ def labelled_rows(
     return render_labelled(renderer, examples, classes.names, system_prompt=settings.system_prompt)
 
 
-def require_task(task: str, examples: Sequence[Example]) -> None:
+def require_task(task: str, files: Sequence[RenderedFile]) -> None:
     """Raise `DataError` when the task is chat or text and rows are of the other kind."""
-    wanted = {"chat": Conversation, "text": PlainText}.get(task)
-    strange = [example for example in examples if wanted and not isinstance(example, wanted)]
-    if strange:
+    if task not in ("chat", "text"):
+        return
+    places = [(file.rows, np.flatnonzero(file.rows.is_chat != (task == "chat"))) for file in files]
+    num_strange = sum(len(found) for _, found in places)
+    if num_strange:
+        first = next(rows[int(found[0])] for rows, found in places if len(found))
         other = "text" if task == "chat" else "chat"
         raise DataError(
-            f"{len(strange):,} rows are {'plain text' if task == 'chat' else 'chats'}, the task is {task}",
-            where=str(strange[0].source),
+            f"{num_strange:,} rows are {'plain text' if task == 'chat' else 'chats'}, the task is {task}",
+            where=str(first.source),
             do=f"write task: auto, which takes both, or task: {other}; or correct the rows",
         )
-
-
-def _fitted(
-    settings: TrainingSettings,
-    renderer: Renderer,
-    examples: Sequence[Example],
-    limit: str,
-    classes: Classes | None,
-) -> Fitted:
-    seqlen = getattr(settings, limit)
-    if classes:
-        rows = labelled_rows(settings, renderer, examples, classes)
-        return fit_labelled(rows, seqlen, settings.overlong, limit)
-    rendered = renderer.examples(examples, system_prompt=settings.system_prompt, loss_on=settings.loss_on)
-    return fit(examples, rendered, seqlen, settings.overlong, limit)
 
 
 def prepared_base(base: Base, prepared: Prepared) -> Base:

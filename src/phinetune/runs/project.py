@@ -18,7 +18,7 @@ from phinetune.base.files import committed_dir, require_free_space, write_atomic
 from phinetune.data.changing.splitting import AUTOMATIC_TEST_SHARE, split_file
 from phinetune.data.formats.recognise import SUFFIXES as NAMED
 from phinetune.data.formats.recognise import data_suffix
-from phinetune.data.reading import SUFFIXES, load_examples
+from phinetune.data.reading import SUFFIXES, sound_examples
 from phinetune.training.lora_yaml import lora_yaml
 from phinetune.training.settings import TrainingSettings
 
@@ -102,7 +102,7 @@ def _checked(part: str, source: Path) -> int:
             why=f"files end in {', '.join(NAMED)}, and in .gz, .xz or .zst after that when packed",
             do="rename it after what it holds, or: phinetune data convert FILE --to train.jsonl",
         )
-    return len(load_examples(source))
+    return sum(1 for _ in sound_examples(source))
 
 
 def _remove(folder: Path, *, and_itself: bool) -> None:

@@ -128,6 +128,8 @@ def _lead(
         )
     yield Stage(name="read", detail=settings.finetune_dataset)
     prepared = prepare(project, settings)
+    for note in prepared.notes:
+        yield Noted(what=note)
     yield Stage(name="load", detail=settings.model)
     compute = choose(settings.device, settings.dtype)
     if not processes.is_sharded:

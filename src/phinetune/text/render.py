@@ -87,7 +87,7 @@ class Renderer:
                 faults.append(_at(example, error))
                 chats.append([])
         if faults:
-            raise _joined(faults)
+            raise joined(faults)
         laid_out = self._lay_out(examples, chats)
         rendered = []
         for example, (ids, trained) in zip(examples, laid_out, strict=True):
@@ -101,7 +101,7 @@ class Renderer:
                 faults.append(_no_end(example))
             rendered.append(Rendered(ids=ids, trained=trained, source=example.source))
         if faults:
-            raise _joined(faults)
+            raise joined(faults)
         return rendered
 
     def prompt(
@@ -149,7 +149,7 @@ class Renderer:
                     lay_out(self.tokenizer, [chat])
                 except DataError as error:
                     faults.append(_at(example, error))
-            raise _joined(faults) from None
+            raise joined(faults) from None
 
     def _has_trained_end(self, ids: Ids, trained: Mask) -> bool:
         return any(self.tokenizer.is_control(id_) for id_ in reversed(ids[trained].tolist()))
@@ -231,12 +231,14 @@ def _no_end(example: Example) -> DataError:
     )
 
 
-def _joined(faults: Sequence[DataError]) -> DataError:
-    if len(faults) == 1:
+def joined(faults: Sequence[DataError], num_faults: int | None = None) -> DataError:
+    """One error for the faults of many rows; `num_faults` when there were more than are given."""
+    num_faults = num_faults or len(faults)
+    if num_faults == 1:
         return faults[0]
     lines = [f"  {fault.where}: {fault.what}" for fault in faults[:NUM_SHOWN]]
-    if len(faults) > NUM_SHOWN:
-        lines.append(f"  and {len(faults) - NUM_SHOWN:,} more")
+    if num_faults > NUM_SHOWN:
+        lines.append(f"  and {num_faults - NUM_SHOWN:,} more")
     do = next((fault.do for fault in faults if fault.do), "")
-    what = "\n".join([f"{len(faults):,} rows cannot be trained on", *lines])
+    what = "\n".join([f"{num_faults:,} rows cannot be trained on", *lines])
     return DataError(what, do=do, findings=tuple(faults))

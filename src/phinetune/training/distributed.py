@@ -33,6 +33,7 @@ from torch import Tensor
 
 from phinetune.base.errors import LostProcessError, SpaceError, UserError
 from phinetune.text.render import Rendered
+from phinetune.text.row_files import num_tokens_in
 from phinetune.training.checkpoint import counters_of, set_state, state_tensors
 from phinetune.training.packing import Rows
 from phinetune.training.state import Counters, TrainState
@@ -80,7 +81,7 @@ class Ranks:
         """This rank's part of the sequences."""
         if self.size == 1:
             return list(sequences)
-        num_tokens = [sum(rows[row].num_tokens for row in sequence) for sequence in sequences]
+        num_tokens = [num_tokens_in(rows, sequence) for sequence in sequences]
         return divided(sequences, num_tokens, self.size)[self.rank]
 
     def passes(self, parts: Sequence[list[int]], filler: list[int]) -> Iterator[tuple[list[int], float]]:

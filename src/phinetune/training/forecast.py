@@ -6,7 +6,7 @@ that follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.memory import Costs, StepShape, held_bytes, release_unused, saved_bytes
 from phinetune.models.timing import LONG_PROBE_S, NUM_TIMED, seconds_of
 from phinetune.text.render import Rendered
+from phinetune.text.row_files import num_tokens_in, num_tokens_of, num_trained_in
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.optimizers import NUM_MOMENTS
 from phinetune.training.packing import Rows, Sampling, batches, epoch_sequences, file_sequences
@@ -106,9 +107,9 @@ def probe(
     return Probe(train_s=train_s, test_s=test_s, costs=costs, held_bytes=held_bytes(base.device))
 
 
-def probed_sequences(settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]) -> list[Rows]:
+def probed_sequences(settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]) -> Sequence[Rows]:
     """The sequences of the first epoch, as training will see them."""
-    return epoch_sequences(plan.rows, [row.num_tokens for row in rows], train_sampling(settings), 0)
+    return epoch_sequences(plan.rows, num_tokens_of(rows), train_sampling(settings), 0)
 
 
 def training_seconds(probe: Probe, settings: TrainingSettings, plan: Plan, num_ranks: int = 1) -> float:
@@ -140,7 +141,7 @@ def training_bytes(
         seed=settings.seed,
     )
     tested = [row for sequence in plan.test_sequences for row in sequence]
-    test_sequences = file_sequences(tested, [row.num_tokens for row in test_rows], test_sampling)
+    test_sequences = file_sequences(tested, num_tokens_of(test_rows), test_sampling)
     is_checkpointed = settings.gradient_checkpointing
     step = _shapes(groups, train_rows, settings.train_batch_size, costs.is_cpu)
     test = _shapes([test_sequences], test_rows, settings.test_batch_size, costs.is_cpu)
@@ -153,16 +154,23 @@ def training_bytes(
 
 
 def _shapes(
-    groups: Iterator[list[Rows]] | list[list[Rows]], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
+    groups: Iterable[Sequence[Rows]], rows: Sequence[Rendered], batch_size: int, is_cpu: bool
 ) -> set[StepShape]:
     """The pieces that occur; few of them differ. Of many rows no beginnings are compared: it is a bound."""
     is_exact = len(rows) <= MOST_COMPARED_ROWS
-    shape = StepShape.of if is_exact else StepShape.without_sharing
     return {
-        shape([rows[row] for row in piece])
+        StepShape.of([rows[row] for row in piece]) if is_exact else _shape_of_lengths(rows, piece)
         for group in groups
         for piece in pieces(group, rows, batch_size, is_cpu, counts_all=not is_exact)
     }
+
+
+def _shape_of_lengths(rows: Sequence[Rendered], piece: Sequence[int]) -> StepShape:
+    return StepShape(
+        num_tokens=num_tokens_in(rows, piece),
+        num_trained_tokens=num_trained_in(rows, piece),
+        longest_segment=max(num_tokens_in(rows, (row,)) for row in piece),
+    )
 
 
 def _probe_batches(

@@ -19,6 +19,7 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
 from phinetune.models.memory import peak_bytes
 from phinetune.text.render import Rendered
+from phinetune.text.row_files import num_tokens_of
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.optimizers import make_optimizer
 from phinetune.training.packing import Rows, batches, epoch_sequences
@@ -107,17 +108,16 @@ def _steps_of_work(
     state: TrainState, settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]
 ) -> Iterator[list[Rows]]:
     """The sequences of each step still to do, epoch after epoch."""
-    lengths = [row.num_tokens for row in rows]
+    lengths = num_tokens_of(rows)
     sampling = train_sampling(settings)
     first = 0
     epoch = 0
     while first < plan.num_steps:
         sequences = epoch_sequences(plan.rows, lengths, sampling, epoch)
-        work = list(batches(sequences, settings.effective_batch_size))
-        for number, chosen in enumerate(work, start=first):
-            if state.step <= number < plan.num_steps:
+        for chosen in batches(sequences, settings.effective_batch_size):
+            if state.step <= first < plan.num_steps:
                 yield chosen
-        first += len(work)
+            first += 1
         epoch += 1
 
 

@@ -9,6 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from phinetune.text.row_files import num_tokens_of, num_trained_of
 from phinetune.training.fitting import Fitted
 from phinetune.training.packing import Rows, Sampling, epoch_sequences, file_sequences, sample
 from phinetune.training.settings import TrainingSettings
@@ -45,7 +49,7 @@ class Plan:
     evaluation_steps: tuple[int, ...]
     save_steps: tuple[int, ...]
     warnings: tuple[Caution, ...]
-    rows: tuple[int, ...]
+    rows: Sequence[int]
     test_sequences: tuple[Rows, ...]
 
 
@@ -61,14 +65,14 @@ def train_sampling(settings: TrainingSettings) -> Sampling:
 
 def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
     """The plan for settings and rendered data."""
-    lengths = [row.num_tokens for row in train.rendered]
+    lengths = num_tokens_of(train.rendered)
     sampling = train_sampling(settings)
     rows = sample(lengths, sampling)
     sequences = epoch_sequences(rows, lengths, sampling, 0)
     steps_per_epoch = math.ceil(len(sequences) / settings.effective_batch_size)
     num_steps = settings.num_training_steps or max(1, math.ceil(settings.epochs * steps_per_epoch))
 
-    test_lengths = [row.num_tokens for row in test.rendered]
+    test_lengths = num_tokens_of(test.rendered)
     test_sampling = Sampling(
         seqlen=settings.finetune_test_seqlen,
         max_sequences=settings.finetune_test_nsamples,
@@ -90,7 +94,7 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
         evaluation_steps=evaluation_steps(settings, num_steps, steps_per_epoch),
         save_steps=_save_steps(settings, num_steps, steps_per_epoch),
         warnings=tuple(_warnings(settings, train_plan, test_plan, num_steps, steps_per_epoch)),
-        rows=tuple(rows),
+        rows=rows,
         test_sequences=tuple(test_sequences),
     )
 
@@ -124,16 +128,21 @@ def _save_steps(settings: TrainingSettings, num_steps: int, steps_per_epoch: int
 
 
 def _set_plan(fitted: Fitted, rows: Sequence[int], num_sequences: int) -> SetPlan:
+    used, indices = np.asarray(rows, np.int64), np.asarray(fitted.indices, np.int64)
     return SetPlan(
-        num_examples=len(set(fitted.indices)) + fitted.num_dropped,
-        num_used=len({fitted.indices[row] for row in rows}),
+        num_examples=len(np.unique(indices)) + fitted.num_dropped,
+        num_used=len(np.unique(indices[used])),
         num_sequences=num_sequences,
-        num_tokens=sum(fitted.rendered[row].num_tokens for row in rows),
-        num_trained_tokens=sum(fitted.rendered[row].num_trained for row in rows),
+        num_tokens=_sum(num_tokens_of(fitted.rendered), used),
+        num_trained_tokens=_sum(num_trained_of(fitted.rendered), used),
         num_cut=fitted.num_cut,
         num_dropped=fitted.num_dropped,
         num_split=fitted.num_split,
     )
+
+
+def _sum(counts: Sequence[int], used: npt.NDArray[np.int64]) -> int:
+    return int(np.asarray(counts, np.int64)[used].sum())
 
 
 def _warnings(

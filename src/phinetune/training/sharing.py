@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
+from phinetune.text.row_files import num_tokens_of
 from phinetune.training.packing import batches, epoch_sequences
 from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.settings import TrainingSettings
@@ -28,7 +29,7 @@ def sharing_of(
     settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered], is_cpu: bool
 ) -> Sharing | None:
     """What is shared in the first update of the first epoch; None where nothing is."""
-    lengths = [row.num_tokens for row in rows]
+    lengths = num_tokens_of(rows)
     sequences = epoch_sequences(plan.rows, lengths, train_sampling(settings), 0)
     update = next(batches(sequences, settings.effective_batch_size))
     found = [

@@ -6,6 +6,7 @@ same update. Knows nothing of epochs, evaluation or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from phinetune.models.loading import Base
 from phinetune.models.loss import trained_token_loss
 from phinetune.models.shared_prefixes import num_added
 from phinetune.text.render import Rendered
+from phinetune.text.row_files import num_tokens_in, num_trained_in
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.packing import Rows
 from phinetune.training.settings import TrainingSettings
@@ -50,16 +52,15 @@ def pieces(
     On a GPU a piece is a batch of `batch_size` sequences. On a CPU it is at most about
     `CPU_PIECE_TOKENS` tokens, shared ones counted once unless `counts_all`: the same update in less memory.
     """
-    count = _all_tokens if counts_all else _num_tokens
+    count = _num_whole if counts_all else _num_added
     piece: list[int] = []
     num_tokens = num_sequences = 0
     for sequence in sequences:
-        added = [rows[row] for row in sequence] if is_cpu else []
-        length = count(added, rows[piece[0]] if piece else None)
+        length = count(rows, sequence, piece[0] if piece else None) if is_cpu else 0
         if piece and (num_sequences == batch_size or num_tokens + length > CPU_PIECE_TOKENS):
             yield piece
             piece, num_tokens, num_sequences = [], 0, 0
-            length = count(added, None)
+            length = count(rows, sequence, None) if is_cpu else 0
         piece += sequence
         num_tokens += length
         num_sequences += 1
@@ -67,15 +68,16 @@ def pieces(
         yield piece
 
 
-def _num_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
-    """The tokens that rows add to a piece which begins with `first`, or make by themselves."""
-    if first is None and added:
-        return added[0].num_tokens + _num_tokens(added[1:], added[0])
-    return sum(num_added(first, row) for row in added if first is not None)
+def _num_added(rows: Sequence[Rendered], added: Rows, first: int | None) -> int:
+    """The tokens that rows add to a piece which begins with row `first`, or make by themselves."""
+    if first is None:
+        first, added = added[0], added[1:]
+        return rows[first].num_tokens + _num_added(rows, added, first)
+    return sum(num_added(rows[first], rows[row]) for row in added)
 
 
-def _all_tokens(added: Sequence[Rendered], first: Rendered | None) -> int:
-    return sum(row.num_tokens for row in added)
+def _num_whole(rows: Sequence[Rendered], added: Rows, first: int | None) -> int:
+    return num_tokens_in(rows, added)
 
 
 def halved(pieces: Iterable[list[int]], num_halvings: int) -> Iterator[list[int]]:
@@ -133,7 +135,7 @@ def train_step(
     finite; it names the step, the rows and the first weight at fault.
     """
     used = [row for sequence in sequences for row in sequence]
-    num_trained = sum(rows[row].num_trained for row in used)
+    num_trained = num_trained_in(rows, used)
     parameters = adapter.parameters()
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=base.device)
@@ -148,9 +150,10 @@ def train_step(
     ranks.add_gradients(parameters, total)
     gradients = {name: weight.grad for name, weight in adapter.named_parameters() if weight.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-    loss_value, norm_value = float(total / num_trained), float(norm)
-    if not (torch.isfinite(total) and torch.isfinite(norm)):
-        whole = "the norm of the gradient" if torch.isfinite(total) else "the loss"
+    # One wait for the device in a step: both figures come back together.
+    loss_value, norm_value = torch.stack([total / num_trained, norm.to(total)]).tolist()
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        whole = "the norm of the gradient" if math.isfinite(loss_value) else "the loss"
         at_fault = next((name for name, g in gradients.items() if not torch.isfinite(g).all()), whole)
         optimizer.zero_grad(set_to_none=True)
         raise _diverged(step, loss_value, at_fault, [rows[row] for row in used])
@@ -159,7 +162,7 @@ def train_step(
     return StepResult(
         loss=loss_value,
         grad_norm=norm_value,
-        num_tokens=sum(rows[row].num_tokens for row in used),
+        num_tokens=num_tokens_in(rows, used),
         num_trained_tokens=num_trained,
     )
 

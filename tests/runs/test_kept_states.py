@@ -71,14 +71,14 @@ def test_nothing_is_kept_where_it_buys_nothing(make, changes):
     plan, *_, num_kept = ran(project)
     assert plan["kept_states"] is None
     assert num_kept == 0
-    assert not (project / "cache").exists()
+    assert not (project / "cache" / "states").exists()
 
 
 def test_nothing_is_kept_on_a_disk_with_little_room(make, monkeypatch):
     monkeypatch.setattr(kept_states, "LARGEST_SHARE", 1e-12)
     project = make(**TWO_EPOCHS)
     assert ran(project)[0]["kept_states"] is None
-    assert not (project / "cache").exists()
+    assert not (project / "cache" / "states").exists()
 
 
 def test_a_run_that_goes_on_without_the_file_ends_in_the_same_bits(make):

@@ -61,7 +61,7 @@ def test_checkpointing_computes_each_block_again_and_changes_nothing(name):
         def count(*_, index=index):
             calls[index] += 1
 
-        model.get_decoder().layers[0].mlp.down_proj.register_forward_hook(count)
+        model.get_decoder().layers[0].mlp.register_forward_pre_hook(count)
     (loss, gradients), (again, gradients_again) = (
         loss_and_gradients(model, is_checkpointed=index == 1) for index, model in enumerate(models)
     )

@@ -67,8 +67,9 @@ def rendered_file(
     Raises `DataError` with all faults when a row cannot be read or trained on; nothing is kept then. Where
     the project cannot be written to, the rows lie in a temporary folder as long as they are used.
     """
-    before = _state(path)
-    sha256 = sha256_file(path) if path.is_file() else ""
+    if not path.is_file():  # what a folder holds has no digest to be known by
+        return RenderedFile(rows=_uncached(path, renderer, settings), sha256="")
+    before, sha256 = _state(path), sha256_file(path)
     key = _key(path, sha256, model_folder, settings)
     cache = project / CACHE
     with contextlib.ExitStack() as stack:
@@ -98,7 +99,8 @@ def rendered_file(
 
 def cache_bytes(project: Path) -> int:
     """What a project's tokenised data takes on the disk."""
-    return sum(path.stat().st_size for path in (project / CACHE).glob("*/*") if path.is_file())
+    entries = [path.parent for path in (project / CACHE).glob(f"*/{_KEY_FILE}")]
+    return sum(path.stat().st_size for entry in entries for path in entry.iterdir())
 
 
 def _render(path: Path, folder: Path, renderer: Renderer, settings: TrainingSettings) -> None:

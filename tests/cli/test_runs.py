@@ -53,7 +53,7 @@ def test_list_says_where_tokenised_data_lies_and_how_much(
     project = copies[0].parents[1]
     (project / "cache" / "entry").mkdir(parents=True)
     (project / "cache" / "entry" / "tokens.int32").write_bytes(bytes(3_000_000))
-    (project / "cache" / "entry" / "").write_bytes(b"")
+    (project / "cache" / "entry" / "key.json").write_bytes(b"")
     assert run("runs", "list", project) == 0
     out = capsys.readouterr().out.replace("\n", "")
     assert "tokenised data: 3 MB" in out

@@ -104,8 +104,12 @@ class Forecaster:
         )
         tested = [piece for _, piece in prepared.used_test_examples()[1]]
         comparison = comparison_bytes(costs, self._answering, tested)
-        tensors = max(training.most, training.kept + comparison)
-        around = costs.around(tensors)
+        # Training leaves holes between its tensors, and the comparison finds room in them.
+        tensors, around = max(
+            (training.most, costs.around(training.most)),
+            (training.kept + comparison, costs.around(0)),
+            key=sum,
+        )
         return Forecast(
             seconds=training_seconds(probe, settings, prepared.plan, self._num_ranks),
             comparison_seconds=comparison_seconds(

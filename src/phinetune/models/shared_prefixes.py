@@ -14,8 +14,8 @@ from itertools import pairwise
 from phinetune.text.layout import Ids
 from phinetune.text.render import Rendered
 
-# Fewer common tokens than this are not worth a segment of their own.
-MIN_SHARED_TOKENS = 16
+# Fewer common tokens are not worth a segment of their own: 16 of 100 cost the demo model 6 % of its pace.
+MIN_SHARED_TOKENS = 20
 # Attention over a prefix and a rest longer than this costs more than a shorter prefix saves: kernels for
 # long segments know no prefix (benchmarks/attention_cpu.py).
 LONG_REST = 512
@@ -39,10 +39,10 @@ def shared_prefixes(examples: Sequence[Rendered]) -> list[SharedPrefix]:
 
     >>> import numpy as np
     >>> from phinetune.data.conversation import Source
-    >>> rows = [Rendered(ids=np.array([*range(20), last]), trained=np.arange(21) == 20,
-    ...                  source=Source(file="x", line=1)) for last in (30, 31)]
+    >>> rows = [Rendered(ids=np.array([*range(30), last]), trained=np.arange(31) == 30,
+    ...                  source=Source(file="x", line=1)) for last in (40, 41)]
     >>> shared_prefixes(rows)
-    [SharedPrefix(num_tokens=19, members=(0, 1))]
+    [SharedPrefix(num_tokens=29, members=(0, 1))]
     """
     leading = [shareable(example) for example in examples]
     able = [place for place, ids in enumerate(leading) if len(ids) >= MIN_SHARED_TOKENS]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from phinetune.base.errors import UserError
@@ -21,6 +20,7 @@ from phinetune.data.histogram import histogram, quantiles
 from phinetune.data.rules.catalog import RULES
 from phinetune.data.rules.clusters import Clusters
 from phinetune.reports.bars import bars_svg
+from phinetune.reports.templates import filled
 
 NUM_ROWS_SHOWN, NUM_CHANGES_SHOWN = 50, 10
 _NOTED = 0.02
@@ -198,15 +198,9 @@ def write_data_page(
     path: Path, report: CheckReport, cleaned: CheckReport | None = None, changes: Sequence[Change] = ()
 ) -> None:
     """Write the page; `cleaned` is the check of the file after a cleaning, `changes` what that did."""
-    environment = Environment(
-        loader=PackageLoader("phinetune.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     text, colour = headline(report)
-    page = environment.get_template("data.html.jinja").render(
+    page = filled(
+        "data.html.jinja",
         name=Path(report.file).name,
         headline=text,
         colour=colour,
@@ -220,7 +214,7 @@ def write_data_page(
         comparisons=comparisons(report, cleaned) if cleaned else [],
         changes=change_views(changes),
     )
-    write_atomically(path, page.encode("utf-8", "replace"))
+    write_atomically(path, page)
 
 
 def data_card(report: CheckReport, said: Mapping[str, str], sha256: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from phinetune.base.files import write_atomically
 from phinetune.reports import plots
 from phinetune.reports.history import History, history, read_history
+from phinetune.reports.templates import filled
 from phinetune.reports.view import PageView, page_view
 
 # The plot's fixed colours become the page's own, which follow the light or dark scheme.
@@ -39,21 +39,13 @@ def report_html(run_folder: Path) -> Path:
     events = run_folder / "events.jsonl"
     course = read_history(events) if events.is_file() else history([])
     path = run_folder / "report.html"
-    # A lone surrogate in an answer has no UTF-8 form; it must not cost the report.
-    write_atomically(path, page(view, _inline_plot(course)).encode("utf-8", "replace"))
+    write_atomically(path, page(view, _inline_plot(course)))
     return path
 
 
-def page(view: PageView, plot: Markup) -> str:
+def page(view: PageView, plot: Markup) -> bytes:
     """The page as HTML; every text of `view` is escaped."""
-    environment = Environment(
-        loader=PackageLoader("phinetune.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(view=view, plot=plot)
+    return filled("report.html.jinja", view=view, plot=plot)
 
 
 def _inline_plot(course: History) -> Markup:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from machine import machine, versions
 
 from phinetune.data.checking import CheckOptions, check_file
 
@@ -81,7 +82,8 @@ def main() -> None:
         "exact_duplicates": report.num_exact_duplicates,
         "near_duplicates": report.num_near_duplicates,
         "private_rows": report.counts.get("private_data", 0),
-        "load_average": round(os.getloadavg()[0], 2),
+        "machine": machine(1),
+        "versions": versions(("phinetune", "numpy")),
     }
     if options.json:
         print(json.dumps(result, indent=1))

@@ -15,19 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
 
 import torch
+from machine import machine, versions
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from phinetune.generation.engine import Engine, Limits
@@ -259,13 +258,8 @@ def main() -> None:
         "mixed_over_peft": head["mixed_over_peft"],
         "rows": results,
         "compute": compute.reason,
-        "machine": {
-            "system": platform.platform(),
-            "num_cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        },
-        "versions": {name: version(name) for name in ("phinetune", "torch", "transformers", "peft")},
+        "machine": machine(torch.get_num_threads()),
+        "versions": versions(("phinetune", "torch", "transformers", "peft")),
     }
     if options.json:
         print(json.dumps(report, indent=1))

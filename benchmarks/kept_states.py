@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine, measured_on, versions
 from shared_prefix import Turn, made_up, one_turn
 from train_cpu_work import LAYERS, TARGETS, Work, prepare
 
@@ -81,17 +81,15 @@ def measured(num_blocks: int) -> dict[str, Any]:
         "bytes_per_token": states_bytes(plain, rows) / num_tokens,
         "adapted_blocks": num_blocks,
         "last_losses": [turns[way][0].losses[-1] for way in (True, False)],
-        "threads": torch.get_num_threads(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
         "compute": plain.compute.reason,
-        "torch": torch.__version__,
+        "machine": machine(torch.get_num_threads()),
+        "versions": versions(("phinetune", "torch", "transformers")),
     }
 
 
 def table(report: dict[str, Any]) -> str:
     return (
-        f"{report['compute']}, {report['threads']} threads, load {report['load_average']}, "
-        f"torch {report['torch']}\n"
+        f"{measured_on(report)}; {report['compute']}\n"
         f"{report['adapted_blocks']} of {LAYERS} blocks adapted, "
         f"{report['bytes_per_token']:.0f} bytes a token\n\n"
         f"tokens per second          kept {report['kept_tokens_per_second']:.0f}, "

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, measured_on, versions
 
 HIDDEN, INTER, LAYERS, HEADS, VOCAB = 3_072, 8_192, 32, 32, 32_064
 NUM_BYTES = 2 * (LAYERS * (HIDDEN * (4 * HIDDEN + 3 * INTER) + 2 * HIDDEN) + HIDDEN * (2 * VOCAB + 1))
@@ -232,8 +232,7 @@ def _title(form: str) -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
-    packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    print(f"{report['machine']['cpu']}; {packages}\n")
+    print(f"{measured_on(report)}\n")
     print(f"{'base in':<22}{'peak GB':>9}{'goal':>7}{'forecast':>10}{'loading':>9}{'load s':>8}{'step s':>8}")
     for row in report["rows"]:
         goal = f"{row['goal_bytes'] / 1e9:.0f}" if row["goal_bytes"] else ""

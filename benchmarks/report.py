@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from machine import measured_on
+
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
 PICTURE = HERE.parent / "docs" / "pictures" / "scaling.svg"
@@ -57,26 +59,9 @@ def table(folder: Path) -> str:
             raise ValueError(f"{path.name}: no script of that name has a line in the table")
         for text, value in FIGURES[script](report):
             lines.append(f"| {name} | {text} | {value} |")
-        notes.append(f"- {name}: {_where(report)}")
+        quick = "; the quick form" if report.get("quick") else ""
+        notes.append(f"- {name}: {measured_on(report)}{quick}")
     return "\n".join([*lines, "", *notes, ""])
-
-
-def _where(report: dict[str, Any]) -> str:
-    """The machine, how much of it was used, and the versions."""
-    found = report.get("machine") or {}
-    parts = [str(report.get("gpu") or found.get("cpu") or "processor not recorded")]
-    threads = found.get("threads", report.get("threads"))
-    if found.get("num_cpus"):
-        parts.append(f"{found['num_cpus']} CPUs")
-    if threads:
-        parts.append("1 thread" if threads == 1 else f"threads: {threads}")
-    load = found.get("load_average", report.get("load_average"))
-    if load:
-        parts.append(f"load {load[0]:.1f}")
-    versions = report.get("versions") or {"torch": report.get("torch", "not recorded")}
-    packages = ", ".join(f"{package} {version}" for package, version in versions.items())
-    quick = "; the quick form" if report.get("quick") else ""
-    return f"{', '.join(parts)}; {packages}{quick}"
 
 
 def _train_cpu(report: dict[str, Any]) -> Figures:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, measured_on, versions
 
 PACKAGES = ("phinetune", "torch", "transformers", "tokenizers")
 
@@ -337,8 +337,7 @@ def _write_chats(path: Path, num_rows: int, words: int) -> int:
 
 
 def _print(report: dict[str, Any]) -> None:
-    found = report["machine"]
-    print(f"{found['cpu']}, {found['threads']} threads, load {found['load_average']}; {report['versions']}\n")
+    print(f"{measured_on(report)}\n")
     for axis, result in report["axes"].items():
         print(axis, f"({result['cost']})")
         for row in result["rows"]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine, measured_on, versions
 from train_cpu_work import PAD, Work, prepare
 
 from phinetune.data.conversation import Source
@@ -109,10 +109,9 @@ def measured(length: Length, num_shared: int, rows_per_step: int) -> dict[str, A
         "computed_share": sum(computed) / sum(row.num_tokens for row in rows),
         "first_losses": [turns[way][0].losses[0] for way in (True, False)],
         "last_losses": [turns[way][0].losses[-1] for way in (True, False)],
-        "threads": torch.get_num_threads(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
         "compute": base.compute.reason,
-        "torch": torch.__version__,
+        "machine": machine(torch.get_num_threads()),
+        "versions": versions(("phinetune", "torch", "transformers")),
     }
 
 
@@ -186,8 +185,7 @@ def sharing(is_on: bool) -> Iterator[None]:
 
 def table(report: dict[str, Any]) -> str:
     return (
-        f"{report['compute']}, {report['threads']} threads, load {report['load_average']}, "
-        f"torch {report['torch']}\n"
+        f"{measured_on(report)}; {report['compute']}\n"
         f"{report['rows_per_step']} rows an update of {report['mean_row_tokens']:.0f} tokens, of which "
         f"{report['prefix_tokens']} are common; {report['computed_share']:.0%} of all are computed\n\n"
         f"tokens of rows per second  shared {report['shared_tokens_per_second']:.0f}, "

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, measured_on, versions
 from train_cpu_sides import PEERS
 from train_cpu_work import Work, read_rows
 
@@ -205,9 +205,7 @@ def _tokens_per_step(folder: Path, work: Work) -> list[int]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    found = report["machine"]
-    print(f"{found['cpu']}, {found['num_cpus']} CPUs, load {found['load_average']}; {packages}")
+    print(measured_on(report))
     print(f"{report['tokens']} tokens a turn, {report['trained_share']:.0%} trained; {report['compute']}\n")
     print(f"{'':<32}{'tokens/s':>10}{'per CPU s':>11}{'peak MB':>10}{'loss: first':>13}{'last':>9}{'gap':>9}")
     for row in report["rows"]:

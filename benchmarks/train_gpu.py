@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import machine, versions
+from machine import machine, measured_on, versions
 
 PACKAGES = ("phinetune", "torch", "transformers", "peft")
 SIDES = ("ours", "peft-eager", "peft-compiled")
@@ -197,7 +197,7 @@ def _write(report: dict[str, Any], out: str) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(f"{report.get('gpu', report['device'])}; {report['versions']}")
+    print(measured_on(report))
     if report["tiny"]:
         print("a tiny model: these figures say nothing")
     print(f"matrix products of these shapes: {report.get('gemm_tflops') or 0:.1f} TFLOP/s\n")

@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from real_data import NO_LIMIT, train
+from real_data import train, whole_set
 from real_data_sets import Pair, pairs, sampled, write_chats
 
 from phinetune.data.changing.cleaning import CleanOptions, chosen_rules
@@ -32,7 +32,6 @@ from phinetune.data.checking import CheckOptions, check_file
 from phinetune.data.rules.balance import label_key
 from phinetune.generation.model import OWN
 from phinetune.runs.project import create_project
-from phinetune.training.settings import QUICKSTART, TrainingSettings
 
 REFUSALS = (
     "As an AI language model, I cannot access your account. Please contact your bank.",
@@ -75,20 +74,9 @@ def trained(folder: Path, train_file: Path, test: list[Pair], seed: int, epochs:
     """Train on a file and answer the test rows: right to the letter, and right but for the spelling."""
     import phinetune
 
-    settings = TrainingSettings(
-        **{
-            **QUICKSTART,
-            "finetune_train_nsamples": NO_LIMIT,
-            "finetune_test_nsamples": NO_LIMIT,
-            "evaluation_strategy": "no",
-            "overlong": "drop",
-            "seed": seed,
-            "epochs": epochs,
-        }
-    )
     test_file = folder.with_suffix(".test.jsonl")
     write_chats(test, test_file)
-    create_project(folder, settings, train=train_file, test=test_file)
+    create_project(folder, whole_set(seed=seed, epochs=epochs), train=train_file, test=test_file)
     began = time.perf_counter()
     summary = train(folder, {})
     seconds = time.perf_counter() - began

@@ -75,23 +75,26 @@ def _options() -> argparse.Namespace:
     return options
 
 
+def whole_set(**changes: Any) -> TrainingSettings:
+    """The quick start's settings over all rows; the test set is seen before and after and chooses nothing."""
+    return TrainingSettings(
+        **{
+            **QUICKSTART,
+            "finetune_train_nsamples": NO_LIMIT,
+            "finetune_test_nsamples": NO_LIMIT,
+            "evaluation_strategy": "no",
+            "overlong": "drop",
+            **changes,
+        }
+    )
+
+
 def make_project(name: str, out: Path, num_rows: int, num_test_rows: int, seed: int) -> Any:
     """A project folder with `num_rows` sampled training rows (0: all) and settings for this set."""
     test = pairs(name, "test")
     if name == "e2e":  # one row per meaning representation: the others are further references
         test = [Pair(facts, sentences[0]) for facts, sentences in e2e_references().items()]
-    settings = TrainingSettings(
-        **{
-            **QUICKSTART,
-            "finetune_train_nsamples": NO_LIMIT,
-            "finetune_test_nsamples": NO_LIMIT,
-            # Once before and once after: nothing is chosen by the test set.
-            "evaluation_strategy": "no",
-            "overlong": "drop",
-            "seed": seed,
-            **CHANGES[name],
-        }
-    )
+    settings = whole_set(seed=seed, **CHANGES[name])
     with tempfile.TemporaryDirectory(prefix="real-data-") as folder:
         train_file, test_file = Path(folder) / "train.json", Path(folder) / "test.json"
         write_chats(sampled(pairs(name, "train"), num_rows, seed), train_file)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from phinetune.text.render import Rendered
 from phinetune.training.packing import Rows, batches, epoch_sequences
-from phinetune.training.plan import Plan, train_sampling
+from phinetune.training.plan import Plan
 from phinetune.training.schedule import learning_rate_factor
 from phinetune.training.settings import TrainingSettings
 
@@ -62,7 +62,7 @@ def trained_by_peft(
     )
     model.train()
     losses = []
-    for step, group in enumerate(_steps(settings, plan, rows)):
+    for step, group in enumerate(_steps(settings, plan)):
         factor = learning_rate_factor(
             step, plan.num_steps, settings.lr_scheduler_type, settings.num_warmup_steps
         )
@@ -125,12 +125,11 @@ def generated(
     return answers
 
 
-def _steps(settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]) -> Iterator[list[Rows]]:
+def _steps(settings: TrainingSettings, plan: Plan) -> Iterator[list[Rows]]:
     """The rows of each update, as the plan of our run orders them."""
-    lengths = [row.num_tokens for row in rows]
     done = epoch = 0
     while done < plan.num_steps:
-        sequences = epoch_sequences(plan.rows, lengths, train_sampling(settings), epoch)
+        sequences = epoch_sequences(plan.train_sequences, seed=settings.seed, epoch=epoch)
         for group in batches(sequences, settings.effective_batch_size):
             if done == plan.num_steps:
                 return

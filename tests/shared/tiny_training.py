@@ -11,10 +11,13 @@ from tiny_models import random_rows, tiny_base, with_beginning
 from phinetune.base.events import Event
 from phinetune.lora.attach import Adapter, attach
 from phinetune.models.loading import Base
+from phinetune.models.memory import Costs
 from phinetune.runs.prepare import lora_settings
 from phinetune.text.render import Rendered
 from phinetune.training.fitting import Fitted
+from phinetune.training.forecast import Probe, TrainingBytes, probe, training_bytes
 from phinetune.training.loop import start, train
+from phinetune.training.packing import Sequences, epoch_sequences
 from phinetune.training.plan import Plan, make_plan
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.state import TrainState
@@ -59,6 +62,19 @@ class TinyTraining:
     plan: Plan
     train_rows: list[Rendered]
     test_rows: list[Rendered]
+
+    def first_epoch(self) -> Sequences:
+        """The sequences of the first epoch."""
+        return epoch_sequences(self.plan.train_sequences, seed=self.settings.seed, epoch=0)
+
+    def probe(self) -> Probe:
+        """The forecast's measurements."""
+        return probe(self.base, self.adapter, self.settings, self.first_epoch(), self.train_rows)
+
+    def bytes(self, costs: Costs, **changes: Any) -> TrainingBytes:
+        """The forecast's bytes when settings of batches or checkpointing change."""
+        train, test = (self.first_epoch(), self.train_rows), (self.plan.test_sequences, self.test_rows)
+        return training_bytes(costs, self.settings.model_copy(update=changes), train, test)
 
     def events(self) -> list[Event]:
         return list(train(self.base, self.state, self.settings, self.plan, self.train_rows, self.test_rows))

@@ -6,21 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import TinyTraining, tiny_training
+from tiny_training import tiny_training
 
-from phinetune.models.memory import Costs
 from phinetune.training import forecast as forecast_module
-from phinetune.training.forecast import Probe, probe, probed_sequences, training_bytes, training_seconds
-
-
-def probe_of(training: TinyTraining) -> Probe:
-    sequences = probed_sequences(training.settings, training.plan, training.train_rows)
-    return probe(training.base, training.adapter, training.settings, sequences, training.train_rows)
-
-
-def bytes_of(training: TinyTraining, costs: Costs, **changes):
-    settings = training.settings.model_copy(update=changes)
-    return training_bytes(costs, settings, training.plan, training.train_rows, training.test_rows)
+from phinetune.training.forecast import training_seconds
 
 
 def test_nothing_is_changed_by_looking():
@@ -28,7 +17,7 @@ def test_nothing_is_changed_by_looking():
     weights = training.adapter.snapshot()
     mode = training.base.model.training
     before = torch.get_rng_state()
-    result = probe_of(training)
+    result = training.probe()
     assert result.train_s > 0
     assert result.test_s > 0
     assert result.held_bytes > 0
@@ -45,7 +34,7 @@ def test_seconds_are_those_of_all_steps_and_evaluations(monkeypatch):
     plan = training.plan
     assert plan.evaluation_steps == (4, 8, 12)
     expected = 2 * plan.train.num_tokens * 0.01 + 4 * plan.test.num_tokens * 0.001
-    assert training_seconds(probe_of(training), training.settings, plan) == pytest.approx(expected)
+    assert training_seconds(training.probe(), training.settings, plan) == pytest.approx(expected)
 
 
 def test_several_batches_are_timed_and_none_twice(monkeypatch):
@@ -53,27 +42,27 @@ def test_several_batches_are_timed_and_none_twice(monkeypatch):
     monkeypatch.setattr(forecast_module, "PROBE_TOKENS", 50)
     monkeypatch.setattr(forecast_module, "token_scores", lambda base, batch: timed.append(batch.num_tokens))
     training = tiny_training()
-    probe_of(training)
+    training.probe()
     assert len(timed) == 1 + forecast_module.NUM_TIMED
     assert max(timed) <= 50
 
 
 def test_memory_is_that_of_the_largest_piece():
     training = tiny_training(train_lengths=[5, 400, 7, 61], varied_seqlen=True, lora_dropout=0.1)
-    costs = replace(probe_of(training).costs, tokens_multiple=1)
-    one = bytes_of(training, costs, finetune_train_batch_size=1)
+    costs = replace(training.probe().costs, tokens_multiple=1)
+    one = training.bytes(costs, finetune_train_batch_size=1)
     row = training.train_rows[1]
     assert one.step == costs.step(
         forecast_module.StepShape(num_tokens=400, num_trained_tokens=row.num_trained, longest_segment=400),
         is_checkpointed=False,
     )
-    assert bytes_of(training, costs, finetune_train_batch_size=2).step > one.step
-    assert bytes_of(training, costs, finetune_train_batch_size=1, gradient_checkpointing=True).step < one.step
+    assert training.bytes(costs, finetune_train_batch_size=2).step > one.step
+    assert training.bytes(costs, finetune_train_batch_size=1, gradient_checkpointing=True).step < one.step
     assert one.most == one.kept + max(one.step, one.evaluation, one.saving)
 
 
 def test_a_larger_test_batch_takes_more_memory():
     training = tiny_training(test_lengths=[60] * 20)
-    costs = probe_of(training).costs
-    one, all_ = (bytes_of(training, costs, finetune_test_batch_size=size).evaluation for size in (1, 20))
+    costs = training.probe().costs
+    one, all_ = (training.bytes(costs, finetune_test_batch_size=size).evaluation for size in (1, 20))
     assert all_ > one

@@ -16,7 +16,6 @@ from phinetune.base.errors import DivergedError
 from phinetune.base.events import Evaluated, SaveDue, Stepped, Trained
 from phinetune.training import loop
 from phinetune.training.packing import batches, epoch_sequences
-from phinetune.training.plan import train_sampling
 from phinetune.training.validation import Validation
 
 
@@ -56,10 +55,9 @@ def by_peft(training, schedule):
         schedule, optimizer, num_warmup_steps=settings.num_warmup_steps if settings.has_warmup else 0,
         num_training_steps=training.plan.num_steps,
     )  # fmt: skip
-    lengths = [row.num_tokens for row in rows]
     work, epoch = [], 0
     while len(work) < training.plan.num_steps:
-        sequences = epoch_sequences(training.plan.rows, lengths, train_sampling(settings), epoch)
+        sequences = epoch_sequences(training.plan.train_sequences, seed=settings.seed, epoch=epoch)
         work += batches(sequences, settings.effective_batch_size)
         epoch += 1
     losses, rates, norms = [], [], []
@@ -250,8 +248,8 @@ def test_a_state_in_the_middle_goes_on_with_the_same_work():
     """A resumed run sees the rows that an unbroken one would have seen."""
     training = tiny_training(varied_seqlen=True, epochs=2.0)
     state = training.state
-    whole = list(loop._steps_of_work(state, training.settings, training.plan, training.train_rows))
+    whole = list(loop._steps_of_work(state, training.settings, training.plan))
     state.step = 8
-    rest = list(loop._steps_of_work(state, training.settings, training.plan, training.train_rows))
+    rest = list(loop._steps_of_work(state, training.settings, training.plan))
     assert len(whole) == 12
     assert rest == whole[8:]

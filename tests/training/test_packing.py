@@ -12,9 +12,9 @@ from phinetune.training.packing import (
     Sampling,
     batches,
     epoch_sequences,
-    file_sequences,
     order,
     pack,
+    packed,
     sample,
 )
 
@@ -55,14 +55,14 @@ def test_packing_keeps_every_row_once_in_order_and_never_overfills(lengths, seql
 def test_a_sample_never_takes_more_sequences_than_asked(lengths, limit, is_packed, seed):
     wanted = sampling(max_sequences=limit, is_packed=is_packed, seed=seed)
     rows = sample(lengths, wanted)
-    first = epoch_sequences(rows, lengths, wanted, 0)
+    first = packed(rows, lengths, wanted)
     assert len(first) <= limit
     assert sorted(flat(first)) == sorted(rows)
     assert len(set(rows)) == len(rows) >= 1
     in_order = sample(lengths, wanted, in_file_order=True)
     assert in_order == sorted(in_order)
     assert set(in_order) <= set(rows)
-    assert 1 <= len(file_sequences(in_order, lengths, wanted)) <= limit
+    assert 1 <= len(packed(in_order, lengths, wanted)) <= limit
     if limit >= len(lengths):
         assert sorted(rows) == in_order == list(range(len(lengths)))
 
@@ -71,16 +71,19 @@ def test_a_sample_never_takes_more_sequences_than_asked(lengths, limit, is_packe
 def test_every_epoch_sees_every_sampled_row_once(lengths, is_packed, epoch):
     wanted = sampling(is_packed=is_packed)
     rows = sample(lengths, wanted)
-    sequences = epoch_sequences(rows, lengths, wanted, epoch)
-    assert sorted(flat(sequences)) == sorted(rows)
-    assert sequences == epoch_sequences(rows, lengths, wanted, epoch)
+    once = packed(rows, lengths, wanted)
+    sequences = epoch_sequences(once, seed=3, epoch=epoch)
+    assert sorted(flat(sequences)) == sorted(rows) == sorted(sequences.rows)
+    assert sorted(sequences) == sorted(once)
+    assert sequences == epoch_sequences(once, seed=3, epoch=epoch)
     assert is_packed or all(len(sequence) == 1 for sequence in sequences)
 
 
 def test_epochs_differ_and_so_do_seeds():
     lengths = [1] * 40
     rows = sample(lengths, sampling(is_packed=False))
-    epochs = [flat(epoch_sequences(rows, lengths, sampling(is_packed=False), epoch)) for epoch in range(4)]
+    once = packed(rows, lengths, sampling(is_packed=False))
+    epochs = [flat(epoch_sequences(once, seed=42, epoch=epoch)) for epoch in range(4)]
     assert all(a != b for a, b in pairwise(epochs))
     assert sample(lengths, sampling(seed=1)) != sample(lengths, sampling(seed=2))
 
@@ -108,4 +111,4 @@ def test_a_row_longer_than_a_sequence_stands_alone():
 @pytest.mark.parametrize(("is_packed", "expected"), [(True, 2), (False, 8)])
 def test_one_example_per_sequence_when_lengths_vary(is_packed, expected):
     wanted = sampling(is_packed=is_packed)
-    assert len(epoch_sequences(range(8), [10] * 8, wanted, 0)) == expected
+    assert len(packed(range(8), [10] * 8, wanted)) == expected

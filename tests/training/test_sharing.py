@@ -11,7 +11,6 @@ from phinetune.evaluation.scores import score_examples
 from phinetune.models import shared_prefixes
 from phinetune.models.memory import StepShape
 from phinetune.training import step as step_module
-from phinetune.training.forecast import probe, probed_sequences, training_bytes
 from phinetune.training.sharing import sharing_of
 from phinetune.training.step import pieces, train_step
 from phinetune.training.validation import validate
@@ -101,12 +100,12 @@ def test_test_loss_and_scores_are_those_of_rows_which_share_nothing(monkeypatch)
 
 def test_the_plan_says_what_is_shared():
     training = stirred(finetune_train_seqlen=4096)
-    found = sharing_of(training.settings, training.plan, training.train_rows, is_cpu=True)
+    found = sharing_of(training.settings, training.first_epoch(), training.train_rows, is_cpu=True)
     assert found is not None
     assert found.num_leading_tokens == NUM_SHARED
     assert found.saved_share == 11 * NUM_SHARED / (12 * NUM_SHARED + sum(TRAIN_LENGTHS))
     training = tiny_training()
-    assert sharing_of(training.settings, training.plan, training.train_rows, is_cpu=True) is None
+    assert sharing_of(training.settings, training.first_epoch(), training.train_rows, is_cpu=True) is None
 
 
 def test_a_forecast_knows_that_less_is_computed(monkeypatch):
@@ -120,8 +119,7 @@ def test_a_forecast_knows_that_less_is_computed(monkeypatch):
 
     monkeypatch.setattr("phinetune.training.forecast.seconds_of", seconds_of)
     training = stirred(finetune_train_seqlen=4096)
-    sequences = probed_sequences(training.settings, training.plan, training.train_rows)
-    measured = probe(training.base, training.adapter, training.settings, sequences, training.train_rows)
+    measured = training.probe()
     whole = 12 * NUM_SHARED + sum(TRAIN_LENGTHS)
     assert timed[0].num_example_tokens == whole
     assert measured.train_s == pytest.approx((whole - 11 * NUM_SHARED) / whole)
@@ -129,13 +127,11 @@ def test_a_forecast_knows_that_less_is_computed(monkeypatch):
 
 def test_of_many_rows_the_memory_is_a_bound_without_comparisons(monkeypatch):
     training = stirred(finetune_train_seqlen=4096)
-    sequences = probed_sequences(training.settings, training.plan, training.train_rows)
-    costs = probe(training.base, training.adapter, training.settings, sequences, training.train_rows).costs
-    rows = training.train_rows, training.test_rows
-    exact = training_bytes(costs, training.settings, training.plan, *rows)
+    costs = training.probe().costs
+    exact = training.bytes(costs)
     monkeypatch.setattr("phinetune.training.forecast.MOST_COMPARED_ROWS", 1)
     monkeypatch.setattr(shared_prefixes, "num_common", None)
-    assert training_bytes(costs, training.settings, training.plan, *rows).step > 1.5 * exact.step
+    assert training.bytes(costs).step > 1.5 * exact.step
 
 
 def test_the_shape_of_a_batch_is_that_of_what_is_laid():

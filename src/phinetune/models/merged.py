@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError, nearest
+from phinetune.base.errors import AdapterError, IncompatibleLowRankAdapter, UserError
 from phinetune.base.files import committed_dir, require_free_space
 from phinetune.lora.files import base_difference, check_base, load_weights
 from phinetune.lora.fusing import FUSIONS, GATE_UP, QKV
@@ -26,7 +26,7 @@ from phinetune.lora.tensor_file import write_tensors
 from phinetune.lora.weights import AdapterWeights, Update, last, require_no_head
 from phinetune.models.catalog import find_model, refuse_quantized_files, weight_files, weights_sha256
 from phinetune.models.loading import load_base
-from phinetune.models.merged_whole import replaced, shapes_of, whole_places
+from phinetune.models.merged_whole import replaced, shapes_of, tensor_of, whole_places
 from phinetune.models.transposed import transposed_layers
 from phinetune.models.unmerging import greatest_difference, measured_difference, original_of
 
@@ -165,16 +165,7 @@ def _places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]
     shapes = shapes_of(folder)
     places = {}
     for name, update in weights.updates.items():
-        # A checkpoint may have been saved from the inner model, without the first part of the path.
-        candidates = (f"{name}.weight", f"{name.partition('.')[2]}.weight")
-        key = next((key for key in candidates if key in shapes), None)
-        if key is None:
-            raise IncompatibleLowRankAdapter(
-                f"the adapter has weights for '{name}', which the base does not have",
-                where=where,
-                why=f"the nearest weight of the base is '{nearest(candidates[0], shapes)}'",
-                do=_how_to_fit(name, shapes, where),
-            )
+        key = tensor_of(f"{name}.weight", shapes, name, where, do=_how_to_fit(name, shapes, where))
         shape = shapes[key][::-1] if name in transposed else shapes[key]
         if shape != (update.out_features, update.in_features):
             raise IncompatibleLowRankAdapter(

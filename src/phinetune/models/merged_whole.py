@@ -27,6 +27,29 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def tensor_of(
+    wanted: str,
+    shapes: Mapping[str, object],
+    name: str,
+    where: str,
+    *,
+    do: str = "name the base it was trained on",
+) -> str:
+    """The base's tensor of this name. Raises `IncompatibleLowRankAdapter`, with what to `do`, without it.
+
+    A checkpoint may have been saved from the inner model, without the first part of the path.
+    """
+    for key in (wanted, wanted.partition(".")[2]):
+        if key in shapes:
+            return key
+    raise IncompatibleLowRankAdapter(
+        f"the adapter has weights for '{name}', which the base does not have",
+        where=where,
+        why=f"the nearest weight of the base is '{nearest(wanted, shapes)}'",
+        do=do,
+    )
+
+
 def whole_places(weights: AdapterWeights, folder: Path, where: str) -> dict[str, str]:
     """The tensor of the base that each weight trained whole takes the place of: tensor name to its name.
 
@@ -37,7 +60,7 @@ def whole_places(weights: AdapterWeights, folder: Path, where: str) -> dict[str,
     for name, tensor in weights.whole.items():
         module, _, attribute = name.rpartition(".")
         is_rows = attribute == ROWS
-        key = _key(f"{module}.weight" if is_rows else name, shapes, name, where)
+        key = tensor_of(f"{module}.weight" if is_rows else name, shapes, name, where)
         indices = weights.settings.trainable_token_indices
         expected = (len(indices), *shapes[key][1:]) if is_rows else shapes[key]
         if tuple(tensor.shape) != expected:
@@ -65,16 +88,3 @@ def replaced(weight: Tensor, weights: AdapterWeights, name: str) -> Tensor:
         return trained.contiguous()
     indices = torch.tensor(weights.settings.trainable_token_indices)
     return weight.index_copy(0, indices, trained)
-
-
-def _key(wanted: str, shapes: Mapping[str, tuple[int, ...]], name: str, where: str) -> str:
-    # A checkpoint may have been saved from the inner model, without the first part of the path.
-    key = next((key for key in (wanted, wanted.partition(".")[2]) if key in shapes), None)
-    if key is None:
-        raise IncompatibleLowRankAdapter(
-            f"the adapter has weights for '{name}', which the base does not have",
-            where=where,
-            why=f"the nearest weight of the base is '{nearest(wanted, shapes)}'",
-            do="name the base it was trained on",
-        )
-    return key

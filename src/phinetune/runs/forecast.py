@@ -5,7 +5,7 @@ Knows nothing of run folders or terminals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ from phinetune.training.forecast import (
     Forecast,
     Probe,
     probe,
-    probed_sequences,
     training_bytes,
     training_seconds,
 )
-from phinetune.training.plan import Plan
+from phinetune.training.packing import Rows, epoch_sequences, packed
+from phinetune.training.plan import Plan, train_sampling
 from phinetune.training.settings import TrainingSettings
 
 NUM_CHANGES = 3
@@ -60,8 +60,8 @@ class Forecaster:
         """The `ranks` of a divided base must all measure; `num_here` processes share this machine."""
         self._prepared, self._base, self._num_ranks = prepared, base, ranks.size
         settings, plan = prepared.settings, prepared.plan
-        sequences = probed_sequences(settings, plan, prepared.train.rendered)
-        self._probe = probe(base, adapter, settings, sequences, prepared.train.rendered, ranks)
+        self.sequences = epoch_sequences(plan.train_sequences, seed=settings.seed, epoch=0)
+        self._probe = probe(base, adapter, settings, self.sequences, prepared.train.rendered, ranks)
         # All ranks must take the same decisions on what they measure next.
         test_s = self._probe.test_s
         if ranks.is_sharded:
@@ -100,7 +100,10 @@ class Forecaster:
         prepared, probe = self._prepared, self._probe
         costs = costs or self.costs
         training = training_bytes(
-            costs, settings, prepared.plan, prepared.train.rendered, prepared.test.rendered
+            costs,
+            settings,
+            (self._sequences_of(settings), prepared.train.rendered),
+            (prepared.plan.test_sequences, prepared.test.rendered),
         )
         tested = [piece for _, piece in prepared.used_test_examples()[1]]
         comparison = comparison_bytes(costs, self._answering, tested)
@@ -127,6 +130,13 @@ class Forecaster:
                 "process": int(around),
             },
         )
+
+    def _sequences_of(self, settings: TrainingSettings) -> Sequence[Rows]:
+        sampling = train_sampling(settings)
+        if sampling == train_sampling(self.settings):
+            return self.sequences
+        rows, lengths = self.plan.train_sequences.rows, num_tokens_of(self._prepared.train.rendered)
+        return epoch_sequences(packed(rows, lengths, sampling), seed=settings.seed, epoch=0)
 
     def fits(self, forecast: Forecast) -> bool:
         """Whether what is still to come is free now."""

@@ -64,8 +64,8 @@ def with_kept_states(project: Path, base: Base, prepared: Prepared, kept: KeptSt
 
 def _rows(prepared: Prepared) -> Sequence[Rendered]:
     """All that the run will read, in an order that does not hang on its seed."""
-    train = sorted(prepared.plan.rows)
-    test = sorted({row for sequence in prepared.plan.test_sequences for row in sequence})
+    train = sorted(prepared.plan.train_sequences.rows)
+    test = sorted(prepared.plan.test_sequences.rows)
     return [
         *(prepared.train.rendered[row] for row in train),
         *(prepared.test.rendered[row] for row in test),

@@ -87,7 +87,7 @@ def prepare(project: Path, settings: TrainingSettings) -> Prepared:
     else:
         data = _rendered(project, settings, renderer, model_folder, dataset, dataset.test)
     plan = make_plan(settings, data.train, data.test)
-    rows = sorted({row for sequence in plan.test_sequences for row in sequence})
+    rows = sorted(plan.test_sequences.rows)
     indices = sorted({data.test.indices[row] for row in rows})
     place = {index: number for number, index in enumerate(indices)}
     return Prepared(

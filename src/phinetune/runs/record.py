@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from phinetune.models.classifier import CHATS, LABELS_KEY, READS_KEY, TEXTS
 from phinetune.models.loading import Base
 from phinetune.training.checkpoint import Origin
 from phinetune.training.forecast import Forecast
+from phinetune.training.packing import Sequences
 from phinetune.training.plan import Plan, SetPlan
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.sharing import Sharing
@@ -90,8 +91,9 @@ def plan_values(
 
     `batches` are the settings that said `auto`, with the numbers found for them.
     """
-    values = asdict(plan)
-    del values["rows"], values["test_sequences"]
+    # asdict would copy every row.
+    values = asdict(replace(plan, train_sequences=Sequences(()), test_sequences=Sequences(())))
+    del values["train_sequences"], values["test_sequences"]
     processes = f"; {num_processes} processes, memory is of each" if num_processes > 1 else ""
     kept = f"; linear layers in {base.quantize}" if base.quantize != "none" else ""
     return {

@@ -176,7 +176,7 @@ def _lead(
         base,
         batches,
         sharing=sharing_of(
-            prepared.settings, prepared.plan, prepared.train.rendered, base.device.type == "cpu"
+            prepared.settings, forecaster.sequences, prepared.train.rendered, base.device.type == "cpu"
         ),
         states=kept,
         num_processes=ranks.size,

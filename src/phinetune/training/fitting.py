@@ -73,14 +73,7 @@ def fit(
         _refuse_too_long(rows, np.flatnonzero(is_cut), seqlen, setting, is_cut_allowed=overlong == "cut")
     num_dropped = int(is_cut.sum()) if overlong == "drop" else 0
     if num_dropped == len(rows):
-        raise DataError(
-            "no example is left",
-            where=setting,
-            why=f"all {num_dropped} are longer than {seqlen} tokens and overlong is 'drop'"
-            if num_dropped
-            else "the data set is empty",
-            do=f"write a larger {setting}, or overlong: cut" if num_dropped else "add examples",
-        )
+        raise nothing_left(num_dropped, seqlen, setting)
     if not is_long.any():
         return Fitted(rendered=rows, indices=range(len(rows)), num_cut=0, num_dropped=0, num_split=0)
     # A piece begins with the last token of the one before, so that no target is lost.
@@ -96,6 +89,18 @@ def fit(
         num_cut=int(is_cut.sum()) - num_dropped,
         num_dropped=num_dropped,
         num_split=int((is_long & ~is_chat).sum()),
+    )
+
+
+def nothing_left(num_dropped: int, seqlen: int, setting: str) -> DataError:
+    """The refusal of a data set without an example of at most `seqlen` tokens, or without any."""
+    if not num_dropped:
+        return DataError("no example is left", where=setting, why="the data set is empty", do="add examples")
+    return DataError(
+        "no example is left",
+        where=setting,
+        why=f"all {num_dropped} are longer than {seqlen} tokens and overlong is 'drop'",
+        do=f"write a larger {setting}, or overlong: cut",
     )
 
 

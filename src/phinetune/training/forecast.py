@@ -19,11 +19,11 @@ from phinetune.models.loss import token_scores, trained_token_loss
 from phinetune.models.memory import Costs, StepShape, held_bytes, release_unused, saved_bytes
 from phinetune.models.timing import LONG_PROBE_S, NUM_TIMED, seconds_of
 from phinetune.text.render import Rendered
-from phinetune.text.row_files import num_tokens_in, num_tokens_of, num_trained_in
+from phinetune.text.row_files import num_tokens_in, num_trained_in
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.optimizers import NUM_MOMENTS
-from phinetune.training.packing import Rows, Sampling, batches, epoch_sequences, file_sequences
-from phinetune.training.plan import Plan, train_sampling
+from phinetune.training.packing import Rows, batches
+from phinetune.training.plan import Plan
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.step import pieces
 
@@ -107,11 +107,6 @@ def probe(
     return Probe(train_s=train_s, test_s=test_s, costs=costs, held_bytes=held_bytes(base.device))
 
 
-def probed_sequences(settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]) -> Sequence[Rows]:
-    """The sequences of the first epoch, as training will see them."""
-    return epoch_sequences(plan.rows, num_tokens_of(rows), train_sampling(settings), 0)
-
-
 def training_seconds(probe: Probe, settings: TrainingSettings, plan: Plan, num_ranks: int = 1) -> float:
     """All steps and all evaluations, divided among so many processes."""
     tokens_per_step = plan.train.num_tokens / plan.steps_per_epoch
@@ -128,27 +123,20 @@ def num_evaluations(settings: TrainingSettings, plan: Plan) -> int:
 def training_bytes(
     costs: Costs,
     settings: TrainingSettings,
-    plan: Plan,
-    train_rows: Sequence[Rendered],
-    test_rows: Sequence[Rendered],
+    train: tuple[Sequence[Rows], Sequence[Rendered]],
+    test: tuple[Sequence[Rows], Sequence[Rendered]],
 ) -> TrainingBytes:
-    """Count the largest piece of a step and of an evaluation under these settings."""
-    groups = batches(probed_sequences(settings, plan, train_rows), settings.effective_batch_size)
-    test_sampling = Sampling(
-        seqlen=settings.finetune_test_seqlen,
-        max_sequences=settings.finetune_test_nsamples,
-        is_packed=not settings.varied_seqlen,
-        seed=settings.seed,
-    )
-    tested = [row for sequence in plan.test_sequences for row in sequence]
-    test_sequences = file_sequences(tested, num_tokens_of(test_rows), test_sampling)
+    """Count the largest piece of a step and of an evaluation over the sequences of these rows."""
+    train_sequences, train_rows = train
+    test_sequences, test_rows = test
+    groups = batches(train_sequences, settings.effective_batch_size)
     is_checkpointed = settings.gradient_checkpointing
-    step = _shapes(groups, train_rows, settings.train_batch_size, costs.is_cpu)
-    test = _shapes([test_sequences], test_rows, settings.test_batch_size, costs.is_cpu)
+    steps = _shapes(groups, train_rows, settings.train_batch_size, costs.is_cpu)
+    tests = _shapes([test_sequences], test_rows, settings.test_batch_size, costs.is_cpu)
     return TrainingBytes(
         kept=costs.kept(),
-        step=max(costs.step(shape, is_checkpointed=is_checkpointed) for shape in step),
-        evaluation=max(costs.evaluation(shape) for shape in test),
+        step=max(costs.step(shape, is_checkpointed=is_checkpointed) for shape in steps),
+        evaluation=max(costs.evaluation(shape) for shape in tests),
         saving=costs.saving(),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from phinetune.base.errors import DataError
 from phinetune.text.labelled import Labelled
-from phinetune.training.fitting import NUM_SHOWN, Fitted
+from phinetune.training.fitting import NUM_SHOWN, Fitted, nothing_left
 
 
 def fit_labelled(rows: Sequence[Labelled], seqlen: int, overlong: str, setting: str) -> Fitted:
@@ -41,14 +41,7 @@ def fit_labelled(rows: Sequence[Labelled], seqlen: int, overlong: str, setting: 
             do=f"write {setting}: {longest}; or overlong: cut, or overlong: drop; or shorten them",
         )
     if not kept:
-        raise DataError(
-            "no example is left",
-            where=setting,
-            why=f"all {num_dropped} are longer than {seqlen} tokens and overlong is 'drop'"
-            if num_dropped
-            else "the data set is empty",
-            do=f"write a larger {setting}, or overlong: cut" if num_dropped else "add examples",
-        )
+        raise nothing_left(num_dropped, seqlen, setting)
     return Fitted(
         rendered=[row for _, row in kept],
         indices=[index for index, _ in kept],

@@ -19,11 +19,10 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.loading import Base
 from phinetune.models.memory import peak_bytes
 from phinetune.text.render import Rendered
-from phinetune.text.row_files import num_tokens_of
 from phinetune.training.distributed import ALONE, Ranks
 from phinetune.training.optimizers import make_optimizer
 from phinetune.training.packing import Rows, batches, epoch_sequences
-from phinetune.training.plan import Plan, train_sampling
+from phinetune.training.plan import Plan
 from phinetune.training.schedule import learning_rate_factor
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.state import TrainState
@@ -59,7 +58,7 @@ def train(
     `Trained`, when the best weights are back in the model; at any event `state` may be saved. Raises
     `DivergedError` with the weights of the last finite step in place.
     """
-    work = _steps_of_work(state, settings, plan, train_rows)
+    work = _steps_of_work(state, settings, plan)
     stopped_because = "all steps done"
     while True:
         if state.settled_step < state.step:
@@ -104,16 +103,12 @@ def _settle(
         yield SaveDue(step=state.step)
 
 
-def _steps_of_work(
-    state: TrainState, settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered]
-) -> Iterator[list[Rows]]:
+def _steps_of_work(state: TrainState, settings: TrainingSettings, plan: Plan) -> Iterator[list[Rows]]:
     """The sequences of each step still to do, epoch after epoch."""
-    lengths = num_tokens_of(rows)
-    sampling = train_sampling(settings)
     first = 0
     epoch = 0
     while first < plan.num_steps:
-        sequences = epoch_sequences(plan.rows, lengths, sampling, epoch)
+        sequences = epoch_sequences(plan.train_sequences, seed=settings.seed, epoch=epoch)
         for chosen in batches(sequences, settings.effective_batch_size):
             if state.step <= first < plan.num_steps:
                 yield chosen

@@ -44,6 +44,11 @@ class Sequences(Sequence[Rows]):
             self._ends.append(len(self._rows))
         self._places: Sequence[int] = range(len(self._ends))
 
+    @property
+    def rows(self) -> Sequence[int]:
+        """All rows, in the order in which they were packed."""
+        return self._rows
+
     def in_order(self, places: Sequence[int]) -> Sequences:
         """The same sequences in another order, without a copy of their rows."""
         other = Sequences(())
@@ -116,20 +121,17 @@ def sample(lengths: Sequence[int], sampling: Sampling, *, in_file_order: bool = 
     return sorted(chosen)
 
 
-def epoch_sequences(
-    rows: Sequence[int], lengths: Sequence[int], sampling: Sampling, epoch: int
-) -> Sequence[Rows]:
-    """The sequences of one epoch over the sampled rows, in a new order each epoch.
+def packed(rows: Sequence[int], lengths: Sequence[int], sampling: Sampling) -> Sequences:
+    """The sequences that these rows make, in their order."""
+    return Sequences(_sequences(rows, lengths, sampling))
+
+
+def epoch_sequences(sequences: Sequences, *, seed: int, epoch: int) -> Sequences:
+    """The training set's sequences in the order of one epoch, a new one each.
 
     Rows are packed once: every epoch has the same sequences, so that the plan's number of steps is exact.
     """
-    sequences = Sequences(_sequences(rows, lengths, sampling))
-    return sequences.in_order(order(len(sequences), seed=sampling.seed, epoch=epoch))
-
-
-def file_sequences(rows: Sequence[int], lengths: Sequence[int], sampling: Sampling) -> Sequence[Rows]:
-    """The sequences of the test set: in file order, the same at every evaluation."""
-    return Sequences(_sequences(rows, lengths, sampling))
+    return sequences.in_order(order(len(sequences), seed=seed, epoch=epoch))
 
 
 def batches(sequences: Sequence[Rows], batch_size: int) -> Iterator[list[Rows]]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from phinetune.text.row_files import num_tokens_of, num_trained_of
 from phinetune.training.fitting import Fitted
-from phinetune.training.packing import Rows, Sampling, epoch_sequences, file_sequences, sample
+from phinetune.training.packing import Sampling, Sequences, packed, sample
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.unread import Caution, unread
 
@@ -38,7 +38,7 @@ class SetPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The numbers of a run. `rows` are sampled training rows, `test_sequences` the packed test set."""
+    """The numbers of a run, and the packed sets: the training set as sampled, the test set in file order."""
 
     train: SetPlan
     test: SetPlan
@@ -49,8 +49,8 @@ class Plan:
     evaluation_steps: tuple[int, ...]
     save_steps: tuple[int, ...]
     warnings: tuple[Caution, ...]
-    rows: Sequence[int]
-    test_sequences: tuple[Rows, ...]
+    train_sequences: Sequences
+    test_sequences: Sequences
 
 
 def train_sampling(settings: TrainingSettings) -> Sampling:
@@ -68,7 +68,7 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
     lengths = num_tokens_of(train.rendered)
     sampling = train_sampling(settings)
     rows = sample(lengths, sampling)
-    sequences = epoch_sequences(rows, lengths, sampling, 0)
+    sequences = packed(rows, lengths, sampling)
     steps_per_epoch = math.ceil(len(sequences) / settings.effective_batch_size)
     num_steps = settings.num_training_steps or max(1, math.ceil(settings.epochs * steps_per_epoch))
 
@@ -80,7 +80,7 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
         seed=settings.seed,
     )
     test_rows = sample(test_lengths, test_sampling, in_file_order=True)
-    test_sequences = file_sequences(test_rows, test_lengths, test_sampling)
+    test_sequences = packed(test_rows, test_lengths, test_sampling)
     num_warmup_steps = _num_warmup_steps(settings, num_steps)
     train_plan = _set_plan(train, rows, len(sequences))
     test_plan = _set_plan(test, test_rows, len(test_sequences))
@@ -94,8 +94,8 @@ def make_plan(settings: TrainingSettings, train: Fitted, test: Fitted) -> Plan:
         evaluation_steps=evaluation_steps(settings, num_steps, steps_per_epoch),
         save_steps=_save_steps(settings, num_steps, steps_per_epoch),
         warnings=tuple(_warnings(settings, train_plan, test_plan, num_steps, steps_per_epoch)),
-        rows=rows,
-        test_sequences=tuple(test_sequences),
+        train_sequences=sequences,
+        test_sequences=test_sequences,
     )
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
-from phinetune.text.row_files import num_tokens_of
-from phinetune.training.packing import batches, epoch_sequences
-from phinetune.training.plan import Plan, train_sampling
+from phinetune.text.row_files import num_tokens_in
+from phinetune.training.packing import Rows, batches
 from phinetune.training.settings import TrainingSettings
 from phinetune.training.step import pieces
 
@@ -26,11 +25,9 @@ class Sharing:
 
 
 def sharing_of(
-    settings: TrainingSettings, plan: Plan, rows: Sequence[Rendered], is_cpu: bool
+    settings: TrainingSettings, sequences: Sequence[Rows], rows: Sequence[Rendered], is_cpu: bool
 ) -> Sharing | None:
-    """What is shared in the first update of the first epoch; None where nothing is."""
-    lengths = num_tokens_of(rows)
-    sequences = epoch_sequences(plan.rows, lengths, train_sampling(settings), 0)
+    """What is shared in the first update of the first epoch's `sequences`; None where nothing is."""
     update = next(batches(sequences, settings.effective_batch_size))
     found = [
         prefix
@@ -39,7 +36,7 @@ def sharing_of(
     ]
     if not found:
         return None
-    num_tokens = sum(lengths[row] for sequence in update for row in sequence)
+    num_tokens = sum(num_tokens_in(rows, sequence) for sequence in update)
     return Sharing(
         num_leading_tokens=max(prefix.num_tokens for prefix in found),
         saved_share=sum(prefix.num_saved for prefix in found) / num_tokens,

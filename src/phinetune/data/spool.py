@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 _NUM_WAITING = 4096
 _PART_ROWS = 1 << 19
+_READ_ROWS = 1 << 16
 
 
 class RecordSpool:
@@ -66,8 +67,8 @@ class RecordSpool:
         self._write()
         values = np.empty(len(self), dtype=self._dtype[name])
         self._file.seek(0)
-        for start in range(0, len(self), _PART_ROWS):
-            count = min(_PART_ROWS, len(self) - start)
+        for start in range(0, len(self), _READ_ROWS):
+            count = min(_READ_ROWS, len(self) - start)
             block = np.frombuffer(self._file.read(count * self._dtype.itemsize), dtype=self._dtype)
             values[start : start + count] = block[name]
         return values
@@ -129,8 +130,7 @@ def equal_runs(keys_R: NDArray[Any], is_wanted_R: NDArray[np.bool_] | None = Non
     """
     num_parts = len(keys_R) // _PART_ROWS + 1
     for part in range(num_parts):
-        is_here_R = keys_R % keys_R.dtype.type(num_parts) == part
-        numbers = np.nonzero(is_here_R if is_wanted_R is None else is_here_R & is_wanted_R)[0]
+        numbers = _numbers_of_part(keys_R, is_wanted_R, part, num_parts)
         keys = keys_R[numbers]
         order = np.argsort(keys, kind="stable")
         numbers, keys = numbers[order], keys[order]
@@ -140,6 +140,18 @@ def equal_runs(keys_R: NDArray[Any], is_wanted_R: NDArray[np.bool_] | None = Non
         later = np.nonzero(~is_first)[0]
         if len(later):
             yield np.stack([numbers[firsts[later]], numbers[later - 1], numbers[later]])
+
+
+def _numbers_of_part(
+    keys_R: NDArray[Any], is_wanted_R: NDArray[np.bool_] | None, part: int, num_parts: int
+) -> NDArray[np.int64]:
+    """The wanted rows whose keys leave `part` when divided; no second array of all keys is made."""
+    found = []
+    for start in range(0, len(keys_R), _READ_ROWS):
+        span = slice(start, start + _READ_ROWS)
+        is_here = keys_R[span] % keys_R.dtype.type(num_parts) == part
+        found.append(start + np.flatnonzero(is_here if is_wanted_R is None else is_here & is_wanted_R[span]))
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
 def _temporary() -> BinaryIO:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phinetune.base.errors import DataError, SettingsError
 from phinetune.base.files import committed_dir
 from phinetune.data.changing.writing import (
@@ -137,7 +139,7 @@ class _Rows:
                 groups.join(first.setdefault(value, number), number)
         self._groups, self._prompts, self._labels = groups, prompts, labels
         self._names = {key_of(label_key(name)): name for name in check.classes}
-        self.num_joined = len(groups.all())
+        self.num_joined = len(np.unique(groups.others()[0]))
         self.num_groups = sum(groups.first(number) == number for number in range(len(keys)))
 
     def parts(self, shares: Mapping[str, float], seed: int) -> array[int]:

@@ -162,7 +162,7 @@ class DuplicateCheck:
         yield from self._near(groups)
         labels = self._classes.classes if self._classes else ()
         label_keys = frozenset(key_of(label_key(label)) for label in labels)
-        conflicts = _Conflicts(self._file, self._records, self._index, label_keys)
+        conflicts = _Conflicts(self._file, self._records, self._index, label_keys, self._num_tests)
         yield from conflicts.findings(is_new_R, groups)
         self.close()
 
@@ -188,9 +188,7 @@ class DuplicateCheck:
 
     def _near(self, groups: Groups) -> Iterator[Finding]:
         # Rows of a test set come first: a group that holds one begins with it.
-        pairs = [(first, number) for first, *others in groups.all() for number in others]
-        firsts, numbers = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        for first, number, first_line, line in self._lined(firsts, numbers):
+        for first, number, first_line, line in self._lined(*groups.others()):
             if number < self._num_tests:
                 continue
             source = Source(file=self._file, line=line)
@@ -220,13 +218,22 @@ class DuplicateCheck:
 class _Conflicts:
     """Prompts of one turn with different answers: equal but for case and marks, or but for a misspelling."""
 
-    def __init__(self, file: str, records: RecordSpool, index: NearIndex, label_keys: frozenset[int]) -> None:
-        self._file, self._records, self._index, self._label_keys = file, records, index, label_keys
+    def __init__(
+        self,
+        file: str,
+        records: RecordSpool,
+        index: NearIndex,
+        label_keys: frozenset[int],
+        num_tests: int,
+    ) -> None:
+        self._file, self._records, self._index = file, records, index
+        self._label_keys, self._num_tests = label_keys, num_tests
 
     def findings(self, is_new_R: NDArray[np.bool_], near: Groups) -> Iterator[Finding]:
         """`near` groups the rows that are duplicates of each other: these do not contradict."""
         prompts_R = self._records.field("prompt")
-        is_asked_R = is_new_R & (prompts_R != 0) & (self._records.field("line") > 0)
+        is_asked_R = is_new_R & (prompts_R != 0)
+        is_asked_R[: self._num_tests] = False
         groups = Groups(len(self._records))
         for _, before, later in equal_runs(prompts_R, is_asked_R):
             for one, other in zip(before.tolist(), later.tolist(), strict=True):

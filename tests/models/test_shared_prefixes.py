@@ -18,15 +18,15 @@ from phinetune.models.attention import PLAIN_MATH_BELOW
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.classifier import with_classifier
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.plain_attention import BLOCK_ROWS, GROUP_UP_TO
+from phinetune.models.plain_attention import JOINED_TOKENS, TILE_ROWS
 from phinetune.models.shared_prefixes import LONG_REST, MIN_SHARED_TOKENS, num_added, shared_prefixes
 from phinetune.text.labelled import Labelled
 from phinetune.text.render import Rendered
 
 # As in test_packed_loss: the order of float32 sums differs.
 ROUNDING = 5e-6
-# Rests in groups, in blocks, longer than a LongRoPE model's short context, and long enough for the kernel.
-RESTS = [5, 9, 30, 7, GROUP_UP_TO + 3, 2 * BLOCK_ROWS + 3, PLAIN_MATH_BELOW, 6]
+# Rests in one tile, in several, longer than a LongRoPE model's short context, and long enough for the kernel.
+RESTS = [5, 9, 30, 7, JOINED_TOKENS + 3, TILE_ROWS + 100, PLAIN_MATH_BELOW, 6]
 
 
 SOURCE = Source(file="x", line=1)
@@ -82,7 +82,7 @@ def test_loss_and_scores_equal_transformers_one_by_one(name, way):
     "name", ["phi3", "phi3-window", "phi3.5-longrope", "llama", "gemma2", "gemma3", "gpt2"]
 )
 def test_gradients_of_the_adapter_are_those_of_single_rows(name, way):
-    rows = [*chats(24, RESTS[:-2]), *chats(BLOCK_ROWS + 40, [6, GROUP_UP_TO + 9, 8], seed=1)]
+    rows = [*chats(24, RESTS[:-2]), *chats(TILE_ROWS + 40, [6, JOINED_TOKENS + 9, 8], seed=1)]
     base = tiny_base(name)
     adapter = attach(base.model, LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=None), seed=0)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_classes_are_those_of_single_rows(way):
 
 
 def test_no_row_sees_the_rest_of_another(way):
-    base, rests = tiny_base("phi3"), [5, 9, GROUP_UP_TO + 3, 30]
+    base, rests = tiny_base("phi3"), [5, 9, JOINED_TOKENS + 3, 30]
     rows, others = chats(24, rests), chats(24, rests, seed=0)
     others[2] = row([*rows[2].ids[:24], *([1] * rests[2])], 26)
     before, after = (base.hidden_states(PackedBatch.lay(r, shares_prefixes=True)) for r in (rows, others))
@@ -171,15 +171,20 @@ def test_a_long_rest_shares_only_a_prefix_as_long():
     assert num_added(rows[0], rows[2]) == LONG_REST + 101
 
 
-def test_groups_hold_no_more_pairs_than_their_limit(monkeypatch):
-    monkeypatch.setattr(plain_attention, "GROUP_PAIRS", 300)
-    segments = plain_attention.placed((5, 5, 5, 30, 6, 40), (5, 5, 5, 5, 5, None))
-    groups = plain_attention._groups(segments, torch.device("cpu"))
-    assert [len(group.take_SL) for group in groups] == [1, 1, 1, 1, 1, 1]
-    monkeypatch.setattr(plain_attention, "GROUP_PAIRS", 700)
-    plain_attention._groups.cache_clear()
-    groups = plain_attention._groups(segments, torch.device("cpu"))
-    assert [len(group.take_SL) for group in groups] == [1, 3, 1, 1]
+def test_short_neighbours_of_one_prefix_are_one_tile():
+    prefixes = (5, 5, 5, 5, 5, None, None)
+    segments = plain_attention.placed((5, 60, 50, 30, 2 * TILE_ROWS + 4, 40, 9), prefixes)
+    tiles = plain_attention._tiles(segments, None)
+    size = 192
+    assert [(tile.lengths, tile.row, tile.end) for tile in tiles] == [
+        ((5, 60, 50), 0, 115),
+        ((30,), 0, 30),
+        ((2 * TILE_ROWS + 4,), 2 * size, 2 * TILE_ROWS + 4),
+        ((2 * TILE_ROWS + 4,), size, 2 * size),
+        ((2 * TILE_ROWS + 4,), 0, size),
+        ((40, 9), 0, 49),
+    ]
+    assert [tile.prefix_length for tile in tiles] == [40, 40, 40, 40, 40, 0]
 
 
 def test_equal_rows_keep_their_last_token():

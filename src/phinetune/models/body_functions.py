@@ -127,13 +127,11 @@ class _RotatedHeads(torch.autograd.Function):
         ctx.shape = size, num_rotated, turn_DD
         ctx.save_for_backward(cos_TD, sin_TD)
         cos, sin = _whole(cos_TD, size, 1.0), _whole(sin_TD, size, 0.0)
-        out_HTD = torch.empty(num_heads, tokens, size, dtype=x_TW.dtype)
-        x_HTD = x_TW.view(tokens, num_heads, size).transpose(0, 1)
+        # One pass over entries that lie far apart; what follows reads them side by side.
+        out_HTD = x_TW.view(tokens, num_heads, size).transpose(0, 1).contiguous()
         rotated_HTD = out_HTD[:num_rotated]
-        torch.mul(x_HTD[:num_rotated], cos, out=rotated_HTD)
-        other_HTD = x_HTD[:num_rotated] * (sin @ turn_DD.abs().t())
-        rotated_HTD.view(-1, size).addmm_(other_HTD.reshape(-1, size), turn_DD)
-        out_HTD[num_rotated:] = x_HTD[num_rotated:]
+        other_HTD = rotated_HTD * (sin @ turn_DD.abs().t())
+        rotated_HTD.mul_(cos).view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD)
         return out_HTD
 
     @staticmethod

@@ -21,7 +21,7 @@ from torch import Tensor
 from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
 from phinetune.models.loss import BLOCK_ENTRIES, CHUNK_ENTRIES
-from phinetune.models.plain_attention import GROUP_PAIRS, GROUP_UP_TO
+from phinetune.models.plain_attention import JOINED_TOKENS, TILE_ROWS
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
 
@@ -114,8 +114,9 @@ class Costs:
         tokens = self.filled(shape.num_tokens)
         saved = tokens * self.saved_per_token
         layer = saved / self.num_layers
-        keys = shape.longest_prefix + min(shape.longest_segment, GROUP_UP_TO)
-        attention = min(shape.num_tokens * keys, GROUP_PAIRS) * self.attention_per_pair
+        keys = max(shape.longest_segment, JOINED_TOKENS)
+        pairs = min(keys, TILE_ROWS) * (shape.longest_prefix + keys)
+        attention = pairs * self.attention_per_pair
         products = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
         working = max(products, attention)
         loss = self._loss(shape)

@@ -23,6 +23,8 @@ from phinetune.models.loading import Base
 CHUNK_ENTRIES = 1 << 22
 # Logits worked on at once in float32 on a CPU: what its cache holds.
 BLOCK_ENTRIES = 1 << 18
+# Rows of a chunk are filled up to a multiple: on a CPU the first product of a new shape takes up to 40 ms.
+ROWS_MULTIPLE = 32
 
 
 def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 0.0) -> tuple[Tensor, int]:
@@ -36,9 +38,14 @@ def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 
         return class_loss(base, batch, label_smoothing)
     hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
-    hidden_NH, targets_N = hidden_TH[chosen], batch.targets_T[chosen]
-    loss: Tensor = _SummedLoss.apply(hidden_NH, targets_N, base, label_smoothing, *_trained_head(base))
+    hidden_FH, targets_N = hidden_TH[_filled(chosen)], batch.targets_T[chosen]
+    loss: Tensor = _SummedLoss.apply(hidden_FH, targets_N, base, label_smoothing, *_trained_head(base))
     return loss, len(chosen)
+
+
+def _filled(chosen_N: Tensor) -> Tensor:
+    """Places filled up to a multiple, F of them, with the first again; whoever reads on ends after N."""
+    return torch.cat([chosen_N, chosen_N[:1].expand(-len(chosen_N) % ROWS_MULTIPLE)])
 
 
 def _trained_head(base: Base) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -59,12 +66,13 @@ class _SummedLoss(torch.autograd.Function):
     """Σ −log softmax(head(h)) · smoothed target, with the gradient of h and of what of the head is trained.
 
     `rows_KH` are the head's trained rows `ids_K`, or its whole weight where `ids_K` is None; mostly nothing.
+    The first N of `hidden_FH` have targets.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_NH: Tensor,
+        hidden_FH: Tensor,
         targets_N: Tensor,
         base: Base,
         label_smoothing: float,
@@ -72,33 +80,34 @@ class _SummedLoss(torch.autograd.Function):
         ids_K: Tensor | None,
         bias_V: Tensor | None,
     ) -> Tensor:
-        total = hidden_NH.new_zeros((), dtype=torch.float32)
-        gradient_NH = torch.empty_like(hidden_NH)
+        total = hidden_FH.new_zeros((), dtype=torch.float32)
+        gradient_FH = torch.empty_like(hidden_FH)
         head_gradients = _HeadGradients(rows_KH, ids_K, bias_V)
         weight_VH = base.head.weight
         assert isinstance(weight_VH, Tensor)
-        for span in _spans(len(targets_N), base.vocab_size):
-            hidden, targets = hidden_NH[span], targets_N[span]
+        for span in _spans(len(hidden_FH), base.vocab_size):
+            hidden, targets = hidden_FH[span], targets_N[span]
             logits = base.head_logits(hidden)
-            for rows in _blocks(logits):
+            for rows in _blocks(logits[: len(targets)]):
                 total += _loss_and_slope(logits[rows], targets[rows], label_smoothing, base.logit_softcap)
             d_logits = logits
+            d_logits[len(targets) :] = 0
             head_gradients.add(d_logits, hidden)
             own_NH = head_gradients.through_rows(d_logits)
-            torch.matmul(d_logits, weight_VH, out=gradient_NH[span])
+            torch.matmul(d_logits, weight_VH, out=gradient_FH[span])
             if own_NH is not None:
-                gradient_NH[span] += own_NH
-        ctx.save_for_backward(gradient_NH)
+                gradient_FH[span] += own_NH
+        ctx.save_for_backward(gradient_FH)
         ctx.head_gradients = head_gradients
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_NH,) = ctx.saved_tensors
+        (gradient_FH,) = ctx.saved_tensors
         rows_KH, bias_V = ctx.head_gradients.rows_KH, ctx.head_gradients.bias_V
         return (
-            gradient_NH * d_total.to(gradient_NH.dtype),
+            gradient_FH * d_total.to(gradient_FH.dtype),
             None,
             None,
             None,
@@ -167,12 +176,12 @@ def token_scores(base: Base, batch: PackedBatch) -> TokenScores:
         return _class_scores(base, batch)
     hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
-    hidden_NH, targets_N = hidden_TH[chosen], batch.targets_T[chosen]
+    hidden_FH, targets_N = hidden_TH[_filled(chosen)], batch.targets_T[chosen]
     nll_N = torch.empty(len(chosen), dtype=torch.float32, device=hidden_TH.device)
     is_correct_N = torch.empty(len(chosen), dtype=torch.bool, device=hidden_TH.device)
-    for span in _spans(len(chosen), base.vocab_size):
-        chunk = base.head_logits(hidden_NH[span])
+    for span in _spans(len(hidden_FH), base.vocab_size):
         targets = targets_N[span]
+        chunk = base.head_logits(hidden_FH[span])[: len(targets)]
         for rows in _blocks(chunk):
             logits, target = chunk[rows].float(), targets[rows, None]
             nll_N[span][rows] = (logits.logsumexp(-1, keepdim=True) - logits.gather(1, target)).squeeze(1)
@@ -194,6 +203,8 @@ def _class_scores(base: Base, batch: PackedBatch) -> TokenScores:
 
 def _spans(num_rows: int, vocab_size: int) -> list[slice]:
     size = max(1, CHUNK_ENTRIES // vocab_size)
+    if size > ROWS_MULTIPLE:
+        size -= size % ROWS_MULTIPLE
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 # Rows of one tile at most: keys after a tile's last row are never multiplied.
 TILE_ROWS = 256
@@ -135,13 +136,8 @@ def _up(number: int) -> int:
 
 def _laid(parts: list[Tensor]) -> Tensor:
     """Parts one after another along the second axis, each filled up with zeros; contiguous."""
-    heads, _, size = parts[0].shape
-    lengths = [_up(part.shape[1]) for part in parts]
-    out = parts[0].new_empty(heads, sum(lengths), size)
-    for place, part in zip(out.split(lengths, dim=1), parts, strict=True):
-        place[:, : part.shape[1]] = part
-        place[:, part.shape[1] :] = 0
-    return out
+    filled = [pad(part, (0, 0, 0, -part.shape[1] % TILE_MULTIPLE)) for part in parts]
+    return filled[0].contiguous() if len(filled) == 1 else torch.cat(filled, dim=1)
 
 
 @functools.lru_cache(maxsize=8)  # every layer of a model asks for the same batch
@@ -203,7 +199,7 @@ class PlainAttention(torch.autograd.Function):
         covers_all = sum(segment.length for segment in shape.segments) == tokens
         out_THD = (q_HTD.new_empty if covers_all else q_HTD.new_zeros)(tokens, heads, size)
         for tile in _tiles(shape.segments, shape.window):
-            p_KNM, _ = _probabilities(tile.rows_of(q_HTD), tile.keys_of(k_KTD), tile, shape)
+            p_KNM, _ = _probabilities(tile.rows_of(q_HTD) * shape.scale, tile.keys_of(k_KTD), tile, shape)
             out_HRD = (p_KNM @ tile.keys_of(v_KTD)).view(heads, -1, size)
             out_THD[tile.rows] = out_HRD[:, : _size(tile.rows)].transpose(0, 1)
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
@@ -221,16 +217,17 @@ class PlainAttention(torch.autograd.Function):
         dq_HTD, dk_KTD, dv_KTD = formed(q_HTD), formed(k_KTD), formed(v_KTD)
         of_prefixes = _PrefixGradients()
         for tile in tiles:
-            q_HRD, k_KMD, v_KMD = tile.rows_of(q_HTD), tile.keys_of(k_KTD), tile.keys_of(v_KTD)
+            q_HRD = tile.rows_of(q_HTD) * shape.scale
+            k_KMD, v_KMD = tile.keys_of(k_KTD), tile.keys_of(v_KTD)
             p_KNM, slope = _probabilities(q_HRD, k_KMD, tile, shape)
             # Rows that fill up have a gradient of zero, so that what they see does not matter.
             d_out_KND = tile.rows_of(d_out_THD.transpose(0, 1)).view(len(k_KMD), -1, q_HRD.shape[2])
             dp_KNM = d_out_KND @ v_KMD.transpose(1, 2)
-            ds_KNM = torch._softmax_backward_data(dp_KNM, p_KNM, -1, p_KNM.dtype).mul_(shape.scale)
+            ds_KNM = torch._softmax_backward_data(dp_KNM, p_KNM, -1, p_KNM.dtype)
             if slope is not None:
                 ds_KNM *= slope
             dq_HRD = (ds_KNM @ k_KMD).view(q_HRD.shape)
-            dq_HTD[:, tile.rows] = dq_HRD[:, : _size(tile.rows)]
+            torch.mul(dq_HRD[:, : _size(tile.rows)], shape.scale, out=dq_HTD[:, tile.rows])
             dk_KMD = ds_KNM.transpose(1, 2) @ q_HRD.view(d_out_KND.shape)
             dv_KMD = p_KNM.transpose(1, 2) @ d_out_KND
             for gradient_KTD, part_KMD in ((dk_KTD, dk_KMD), (dv_KTD, dv_KMD)):
@@ -269,11 +266,10 @@ class _PrefixGradients:
 
 
 def _probabilities(q_HRD: Tensor, k_KMD: Tensor, tile: _Tile, shape: Shape) -> tuple[Tensor, Tensor | None]:
-    """Attention of a tile's rows over its keys, and the slope of a soft cap, (K, N = g R, M): the rows of a
-    key head's queries one below the other, so that one product serves them all."""
+    """Attention of a tile's scaled rows over its keys, and the slope of a soft cap, (K, N = g R, M): the rows
+    of a key head's queries one below the other, so that one product serves them all."""
     (kv_heads, num_keys, size), num_rows = k_KMD.shape, q_HRD.shape[1]
-    q_KND = (q_HRD * shape.scale).view(kv_heads, -1, size)
-    scores_KNM, slope = q_KND @ k_KMD.transpose(1, 2), None
+    scores_KNM, slope = q_HRD.view(kv_heads, -1, size) @ k_KMD.transpose(1, 2), None
     if shape.softcap is not None:
         squashed = torch.tanh(scores_KNM / shape.softcap)
         scores_KNM, slope = squashed * shape.softcap, 1 - squashed**2

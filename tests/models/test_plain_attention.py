@@ -15,6 +15,7 @@ from phinetune.models.plain_attention import (
     TILE_ROWS,
     PlainAttention,
     Shape,
+    _stacks,
     _tiles,
     placed,
 )
@@ -96,4 +97,9 @@ def test_keys_after_a_tile_are_not_multiplied():
 def test_short_neighbours_are_joined_up_to_a_limit():
     joined = _tiles(placed((20,) * 12), None)
     assert all(tile.end <= JOINED_TOKENS for tile in joined)
-    assert len(joined) == 2
+    assert len(joined) == 4
+
+
+def test_tiles_of_one_shape_are_computed_together_up_to_a_limit():
+    stacks = _stacks(placed((20,) * 90 + (150, 150)), None)
+    assert [len(stack) for stack in stacks] == [2, 16, 14]

@@ -173,18 +173,18 @@ def test_a_long_rest_shares_only_a_prefix_as_long():
 
 def test_short_neighbours_of_one_prefix_are_one_tile():
     prefixes = (5, 5, 5, 5, 5, None, None)
-    segments = plain_attention.placed((5, 60, 50, 30, 2 * TILE_ROWS + 4, 40, 9), prefixes)
-    tiles = plain_attention._tiles(segments, None)
+    segments = plain_attention.placed((5, 40, 50, 30, 2 * TILE_ROWS + 4, 40, 9), prefixes)
     size = 192
-    assert [(tile.lengths, tile.row, tile.end) for tile in tiles] == [
-        ((5, 60, 50), 0, 115),
+    assert [(tile.lengths, tile.row, tile.end) for tile in plain_attention._tiles(segments, None)] == [
+        ((5, 40), 0, 45),
+        ((50,), 0, 50),
         ((30,), 0, 30),
-        ((2 * TILE_ROWS + 4,), 2 * size, 2 * TILE_ROWS + 4),
-        ((2 * TILE_ROWS + 4,), size, 2 * size),
         ((2 * TILE_ROWS + 4,), 0, size),
+        ((2 * TILE_ROWS + 4,), size, 2 * size),
+        ((2 * TILE_ROWS + 4,), 2 * size, 2 * TILE_ROWS + 4),
         ((40, 9), 0, 49),
     ]
-    assert [tile.prefix_length for tile in tiles] == [40, 40, 40, 40, 40, 0]
+    assert [tile.prefix_length for tile in plain_attention._tiles(segments, None)] == [40] * 6 + [0]
 
 
 def test_equal_rows_keep_their_last_token():

@@ -21,7 +21,7 @@ from torch import Tensor
 from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
 from phinetune.models.loss import BLOCK_ENTRIES, CHUNK_ENTRIES, ROWS_MULTIPLE
-from phinetune.models.plain_attention import JOINED_TOKENS, TILE_ROWS
+from phinetune.models.plain_attention import JOINED_TOKENS, STACKED_PAIRS, TILE_ROWS
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
 
@@ -114,8 +114,8 @@ class Costs:
         tokens = self.filled(shape.num_tokens)
         saved = tokens * self.saved_per_token
         layer = saved / self.num_layers
-        keys = max(shape.longest_segment, JOINED_TOKENS)
-        pairs = min(keys, TILE_ROWS) * (shape.longest_prefix + keys)
+        keys = shape.longest_prefix + max(shape.longest_segment, JOINED_TOKENS)
+        pairs = max(min(keys, TILE_ROWS) * keys, min(shape.num_tokens * keys, STACKED_PAIRS))
         attention = pairs * self.attention_per_pair
         products = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
         working = max(products, attention)

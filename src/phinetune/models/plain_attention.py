@@ -1,10 +1,11 @@
 """Attention by plain matrix products, one autograd function over many segments.
 
-Work is cut into tiles: rows of one segment, or of several short neighbours, with the keys they may see. A
-segment may continue a prefix, a stretch of tokens elsewhere in the batch: its rows see the prefix's keys
-too, and every continuation adds its part to the prefix's gradient. Knows nothing of models.
+Work is cut into tiles: rows of one segment, or of several short neighbours, with the keys they may see.
+Small tiles of one shape are computed together. A segment may continue a prefix, a stretch of tokens elsewhere
+in the batch: its rows see the prefix's keys too, and every continuation adds its part to the prefix's
+gradient. Knows nothing of models.
 
-# H query heads, K key heads, g = H / K, T tokens of the batch; R rows and M keys of a tile
+# H query heads, K key heads, g = H / K, T tokens of the batch; R rows and M keys of a tile, S tiles
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from torch.nn.functional import pad
 # Rows of one tile at most: keys after a tile's last row are never multiplied.
 TILE_ROWS = 256
 # Neighbours are one tile up to so many tokens together: a tile more costs more than products in vain.
-JOINED_TOKENS = 128
+JOINED_TOKENS = 64
+# Pairs of rows and keys computed together, unless one tile has more: what is held of each head at once.
+STACKED_PAIRS = 1 << 16
 # Rows and keys of a tile are filled up to a multiple: odd shapes are slow, and new ones have to be prepared.
 TILE_MULTIPLE = 32
 # Masks up to this size are kept: every layer needs the same ones, and long segments' would fill the memory.
@@ -108,13 +111,11 @@ class _Tile:
         """Of its segments; then it may write their gradients, else it adds to them."""
         return self.key == 0 and self.end == sum(self.lengths)
 
-    def rows_of(self, x_HTD: Tensor) -> Tensor:
-        """(H, T, D) as (H, R, D), filled up with zeros."""
-        return _laid([x_HTD[:, self.rows]])
-
-    def keys_of(self, x_KTD: Tensor) -> Tensor:
-        """(K, T, D) as (K, M, D): own keys, then the prefix's, each filled up with zeros."""
-        return _laid([x_KTD[:, self.keys], *([x_KTD[:, self.prefix]] if _size(self.prefix) else [])])
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """M, R, and how many of the keys are a prefix's."""
+        own = _up(_size(self.keys))
+        return own + _up(self.prefix_length), _up(_size(self.rows)), self.prefix_length
 
     def own(self, x_KMD: Tensor) -> Tensor:
         """The own keys' part of such a tensor."""
@@ -134,21 +135,47 @@ def _up(number: int) -> int:
     return -(-number // TILE_MULTIPLE) * TILE_MULTIPLE
 
 
-def _laid(parts: list[Tensor]) -> Tensor:
-    """Parts one after another along the second axis, each filled up with zeros; contiguous."""
-    filled = [pad(part, (0, 0, 0, -part.shape[1] % TILE_MULTIPLE)) for part in parts]
-    return filled[0].contiguous() if len(filled) == 1 else torch.cat(filled, dim=1)
+def _filled(x_HLD: Tensor) -> Tensor:
+    """With zeros after the last row, up to a multiple."""
+    return pad(x_HLD, (0, 0, 0, -x_HLD.shape[1] % TILE_MULTIPLE))
+
+
+_Stack = tuple[_Tile, ...]  # tiles of one shape
+
+
+def _rows_of(stack: _Stack, x_HTD: Tensor) -> Tensor:
+    """(H, T, D) as (S, H, R, D), filled up with zeros."""
+    return torch.stack([_filled(x_HTD[:, tile.rows]) for tile in stack])
+
+
+def _keys_of(stack: _Stack, x_KTD: Tensor) -> Tensor:
+    """(K, T, D) as (S, K, M, D): own keys, then the prefix's, each filled up with zeros."""
+    own_SKMD = torch.stack([_filled(x_KTD[:, tile.keys]) for tile in stack])
+    if not stack[0].prefix_length:
+        return own_SKMD
+    return torch.cat([own_SKMD, torch.stack([_filled(x_KTD[:, tile.prefix]) for tile in stack])], dim=2)
 
 
 @functools.lru_cache(maxsize=8)  # every layer of a model asks for the same batch
-def _tiles(segments: tuple[Segment, ...], window: int | None) -> tuple[_Tile, ...]:
-    """The tiles of all segments; of a segment that has several, the last comes first."""
+def _stacks(segments: tuple[Segment, ...], window: int | None) -> tuple[_Stack, ...]:
+    """All tiles, those of one shape together; of a segment's tiles one with all its keys comes first."""
+    stacks = []
+    # A tile with all keys of its segment has more than the segment's others.
+    tiles = sorted(_tiles(segments, window), key=lambda tile: tile.shape, reverse=True)
+    for (num_keys, num_rows, _), alike in itertools.groupby(tiles, key=lambda tile: tile.shape):
+        size = max(1, STACKED_PAIRS // (num_keys * num_rows))
+        found = tuple(alike)
+        stacks += [found[start : start + size] for start in range(0, len(found), size)]
+    return tuple(stacks)
+
+
+def _tiles(segments: tuple[Segment, ...], window: int | None) -> list[_Tile]:
     found = []
     for joined in _neighbours(segments):
         lengths = tuple(segment.length for segment in joined)
         length = sum(lengths)
         num_rows = _up(-(-length // -(-length // TILE_ROWS)))
-        for row in reversed(range(0, length, num_rows)):
+        for row in range(0, length, num_rows):
             key = 0 if window is None else max(0, row - window + 1)
             end = min(row + num_rows, length)
             found.append(
@@ -162,7 +189,7 @@ def _tiles(segments: tuple[Segment, ...], window: int | None) -> tuple[_Tile, ..
                     end=end,
                 )
             )
-    return tuple(found)
+    return found
 
 
 def _neighbours(segments: tuple[Segment, ...]) -> Iterator[list[Segment]]:
@@ -198,10 +225,12 @@ class PlainAttention(torch.autograd.Function):
         heads, tokens, size = q_HTD.shape
         covers_all = sum(segment.length for segment in shape.segments) == tokens
         out_THD = (q_HTD.new_empty if covers_all else q_HTD.new_zeros)(tokens, heads, size)
-        for tile in _tiles(shape.segments, shape.window):
-            p_KNM, _ = _probabilities(tile.rows_of(q_HTD) * shape.scale, tile.keys_of(k_KTD), tile, shape)
-            out_HRD = (p_KNM @ tile.keys_of(v_KTD)).view(heads, -1, size)
-            out_THD[tile.rows] = out_HRD[:, : _size(tile.rows)].transpose(0, 1)
+        for stack in _stacks(shape.segments, shape.window):
+            q_SHRD, k_SKMD = _rows_of(stack, q_HTD) * shape.scale, _keys_of(stack, k_KTD)
+            p_SKNM, _ = _probabilities(q_SHRD, k_SKMD, stack, shape)
+            out_SHRD = (p_SKNM @ _keys_of(stack, v_KTD)).view(len(stack), heads, -1, size)
+            for tile, out_HRD in zip(stack, out_SHRD, strict=True):
+                out_THD[tile.rows] = out_HRD[:, : _size(tile.rows)].transpose(0, 1)
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
         ctx.shape, ctx.covers_all = shape, covers_all
         return out_THD
@@ -211,31 +240,32 @@ class PlainAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_HTD, k_KTD, v_KTD = ctx.saved_tensors
         shape: Shape = ctx.shape
-        tiles = _tiles(shape.segments, shape.window)
-        num_written = sum(_size(tile.keys) for tile in tiles if tile.has_all_keys)
+        stacks = _stacks(shape.segments, shape.window)
+        num_written = sum(_size(tile.keys) for stack in stacks for tile in stack if tile.has_all_keys)
         formed = torch.empty_like if num_written == q_HTD.shape[1] else torch.zeros_like
         dq_HTD, dk_KTD, dv_KTD = formed(q_HTD), formed(k_KTD), formed(v_KTD)
         of_prefixes = _PrefixGradients()
-        for tile in tiles:
-            q_HRD = tile.rows_of(q_HTD) * shape.scale
-            k_KMD, v_KMD = tile.keys_of(k_KTD), tile.keys_of(v_KTD)
-            p_KNM, slope = _probabilities(q_HRD, k_KMD, tile, shape)
+        for stack in stacks:
+            q_SHRD = _rows_of(stack, q_HTD) * shape.scale
+            k_SKMD, v_SKMD = _keys_of(stack, k_KTD), _keys_of(stack, v_KTD)
+            p_SKNM, slope = _probabilities(q_SHRD, k_SKMD, stack, shape)
+            q_SKND = q_SHRD.view(*p_SKNM.shape[:3], -1)
             # Rows that fill up have a gradient of zero, so that what they see does not matter.
-            d_out_KND = tile.rows_of(d_out_THD.transpose(0, 1)).view(len(k_KMD), -1, q_HRD.shape[2])
-            dp_KNM = d_out_KND @ v_KMD.transpose(1, 2)
-            ds_KNM = torch._softmax_backward_data(dp_KNM, p_KNM, -1, p_KNM.dtype)
+            d_out_SKND = _rows_of(stack, d_out_THD.transpose(0, 1)).view(q_SKND.shape)
+            dp_SKNM = d_out_SKND @ v_SKMD.transpose(-1, -2)
+            ds_SKNM = torch._softmax_backward_data(dp_SKNM, p_SKNM, -1, p_SKNM.dtype)
             if slope is not None:
-                ds_KNM *= slope
-            dq_HRD = (ds_KNM @ k_KMD).view(q_HRD.shape)
-            torch.mul(dq_HRD[:, : _size(tile.rows)], shape.scale, out=dq_HTD[:, tile.rows])
-            dk_KMD = ds_KNM.transpose(1, 2) @ q_HRD.view(d_out_KND.shape)
-            dv_KMD = p_KNM.transpose(1, 2) @ d_out_KND
-            for gradient_KTD, part_KMD in ((dk_KTD, dk_KMD), (dv_KTD, dv_KMD)):
-                if tile.has_all_keys:
-                    gradient_KTD[:, tile.keys] = tile.own(part_KMD)
-                else:
-                    gradient_KTD[:, tile.keys] += tile.own(part_KMD)
-            of_prefixes.add(tile.prefix, tile.of_prefix(dk_KMD), tile.of_prefix(dv_KMD))
+                ds_SKNM *= slope
+            dq_SHRD = (ds_SKNM @ k_SKMD).view(q_SHRD.shape)
+            dk_SKMD, dv_SKMD = ds_SKNM.transpose(-1, -2) @ q_SKND, p_SKNM.transpose(-1, -2) @ d_out_SKND
+            for tile, dq_HRD, dk_KMD, dv_KMD in zip(stack, dq_SHRD, dk_SKMD, dv_SKMD, strict=True):
+                torch.mul(dq_HRD[:, : _size(tile.rows)], shape.scale, out=dq_HTD[:, tile.rows])
+                for gradient_KTD, part_KMD in ((dk_KTD, dk_KMD), (dv_KTD, dv_KMD)):
+                    if tile.has_all_keys:
+                        gradient_KTD[:, tile.keys] = tile.own(part_KMD)
+                    else:
+                        gradient_KTD[:, tile.keys] += tile.own(part_KMD)
+                of_prefixes.add(tile.prefix, tile.of_prefix(dk_KMD), tile.of_prefix(dv_KMD))
         of_prefixes.put(dk_KTD, dv_KTD)
         return dq_HTD, dk_KTD, dv_KTD, None
 
@@ -265,18 +295,28 @@ class _PrefixGradients:
             dv_KTD[:, start:stop] += dv_KPD
 
 
-def _probabilities(q_HRD: Tensor, k_KMD: Tensor, tile: _Tile, shape: Shape) -> tuple[Tensor, Tensor | None]:
-    """Attention of a tile's scaled rows over its keys, and the slope of a soft cap, (K, N = g R, M): the rows
-    of a key head's queries one below the other, so that one product serves them all."""
-    (kv_heads, num_keys, size), num_rows = k_KMD.shape, q_HRD.shape[1]
-    scores_KNM, slope = q_HRD.view(kv_heads, -1, size) @ k_KMD.transpose(1, 2), None
+def _probabilities(
+    q_SHRD: Tensor, k_SKMD: Tensor, stack: _Stack, shape: Shape
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of scaled rows over their keys, and the slope of a soft cap, (S, K, N = g R, M): the rows of
+    a key head's queries one below the other, so that one product serves them all."""
+    (num_tiles, kv_heads, num_keys, size), num_rows = k_SKMD.shape, q_SHRD.shape[2]
+    scores_SKNM = q_SHRD.view(num_tiles, kv_heads, -1, size) @ k_SKMD.transpose(-1, -2)
+    slope = None
     if shape.softcap is not None:
-        squashed = torch.tanh(scores_KNM / shape.softcap)
-        scores_KNM, slope = squashed * shape.softcap, 1 - squashed**2
-    is_small = num_rows * num_keys <= KEPT_PAIRS
-    bias_RM = (_kept_bias if is_small else _bias)(tile, shape.window, q_HRD.dtype, q_HRD.device)
-    scores_KNM.view(kv_heads, -1, num_rows, num_keys).add_(bias_RM)
-    return torch.softmax(scores_KNM, dim=-1), slope
+        squashed = torch.tanh(scores_SKNM / shape.softcap)
+        scores_SKNM, slope = squashed * shape.softcap, 1 - squashed**2
+    is_small = num_tiles * num_rows * num_keys <= KEPT_PAIRS
+    bias_SRM = (_kept_biases if is_small else _biases)(stack, shape.window, q_SHRD.dtype, q_SHRD.device)
+    scores_SKNM.view(num_tiles, kv_heads, -1, num_rows, num_keys).add_(bias_SRM[:, None, None])
+    return torch.softmax(scores_SKNM, dim=-1), slope
+
+
+def _biases(stack: _Stack, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.stack([_bias(tile, window, dtype, device) for tile in stack])
+
+
+_kept_biases = functools.lru_cache(maxsize=128)(_biases)
 
 
 def _bias(tile: _Tile, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -302,9 +342,6 @@ def _bias(tile: _Tile, window: int | None, dtype: torch.dtype, device: torch.dev
         real[:, prefix].masked_fill_(distances >= window, -math.inf)
     real[:, prefix.stop :] = -math.inf
     return bias_RM
-
-
-_kept_bias = functools.lru_cache(maxsize=128)(_bias)
 
 
 def hidden(first_row: int, end: int, window: int | None, device: torch.device) -> Tensor:

@@ -207,7 +207,7 @@ def test_copies_of_weights_are_told_apart_from_what_grows_with_the_tokens(start,
         batch = PackedBatch.lay([row] * num_rows, torch.device("cpu"))
         return saved_bytes(base, lambda: trained_token_loss(base, batch)[0])
 
-    # A CPU's batches are filled up to a multiple of 128 tokens; what grows with them is in both.
-    fixed = saved(8) - (saved(16) - saved(8))
+    # Batches on a CPU are filled up to 128 tokens and the loss to 32: numbers of rows that need none of it.
+    fixed = saved(32) - (saved(64) - saved(32))
     assert abs(fixed - adapter.copied_bytes(dtype)) < 2000
     assert adapter.copied_bytes(dtype) > 5000 or (start, dtype) == ("paper", torch.float32)

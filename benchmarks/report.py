@@ -97,6 +97,20 @@ def _shared_prefix(report: dict[str, Any]) -> Figures:
     yield "… by CPU seconds", f"{report['cpu_ratio']:.2f}"
 
 
+def _kept_states(report: dict[str, Any]) -> Figures:
+    blocks = f"top {report['adapted_blocks']} blocks adapted, {report['bytes_per_token']:,.0f} bytes a token"
+    yield f"tokens/s, kept states over computed ones ({blocks})", f"{report['ratio']:.2f}"
+    yield "… by CPU seconds", f"{report['cpu_ratio']:.2f}"
+
+
+def _data_check(report: dict[str, Any]) -> Figures:
+    size = _size(1e6 * report["file_mb"])
+    yield (
+        f"{report['rows']:,} rows, {size}, near-duplicates included: time; peak",
+        f"{report['seconds']:,.0f} s; {_size(1e6 * report['peak_memory_mb'])}",
+    )
+
+
 def _scaling(report: dict[str, Any]) -> Figures:
     for axis, result in report["axes"].items():
         if "largest_deviation" in result:
@@ -133,6 +147,8 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Figures]] = {
     "generate": _generate,
     "forecast": _forecast,
     "shared_prefix": _shared_prefix,
+    "kept_states": _kept_states,
+    "data_check": _data_check,
     "scaling": _scaling,
     "train_gpu": _train_gpu,
 }

@@ -128,7 +128,9 @@ class _RotatedHeads(torch.autograd.Function):
         ctx.save_for_backward(cos_TD, sin_TD)
         cos, sin = _whole(cos_TD, size, 1.0), _whole(sin_TD, size, 0.0)
         # One pass over entries that lie far apart; what follows reads them side by side.
-        out_HTD = x_TW.view(tokens, num_heads, size).transpose(0, 1).contiguous()
+        out_HTD = (
+            x_TW.view(tokens, num_heads, size).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        )
         rotated_HTD = out_HTD[:num_rotated]
         other_HTD = rotated_HTD * (sin @ turn_DD.abs().t())
         rotated_HTD.mul_(cos).view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD)

@@ -88,10 +88,13 @@ class _SummedLoss(torch.autograd.Function):
         for span in _spans(len(hidden_FH), base.vocab_size):
             hidden, targets = hidden_FH[span], targets_N[span]
             logits = base.head_logits(hidden)
-            for rows in _blocks(logits[: len(targets)]):
-                total += _loss_and_slope(logits[rows], targets[rows], label_smoothing, base.logit_softcap)
+            with_target, filling = logits[: len(targets)], logits[len(targets) :]
+            for rows in _blocks(with_target):
+                total += _loss_and_slope(
+                    with_target[rows], targets[rows], label_smoothing, base.logit_softcap
+                )
+            filling.zero_()
             d_logits = logits
-            d_logits[len(targets) :] = 0
             head_gradients.add(d_logits, hidden)
             own_NH = head_gradients.through_rows(d_logits)
             torch.matmul(d_logits, weight_VH, out=gradient_FH[span])

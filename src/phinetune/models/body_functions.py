@@ -26,30 +26,36 @@ def _blocks(x_TW: Tensor) -> Iterator[slice]:
 
 
 class _BranchNorm(torch.autograd.Function):
-    """x and its RMS norm; the gradients of both paths meet in one pass."""
+    """x and its RMS norm, of any shape; the gradients of both paths meet in one pass.
+
+    What it returns is no view of something else: FSDP2 would warn.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_TW: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
+        x_TW = x.reshape(-1, x.shape[-1])
         inverse_T1 = torch.empty(len(x_TW), 1, dtype=torch.float32)
-        out_TW = torch.empty_like(x_TW)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        out_TW = out.view(x_TW.shape)
         for rows in _blocks(x_TW):
-            x = x_TW[rows].float()
-            inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon, out=inverse_T1[rows])
-            torch.mul(weight_W, (x * inverse).to(x_TW.dtype), out=out_TW[rows])
+            part = x_TW[rows].float()
+            inverse = torch.rsqrt(part.square().mean(-1, keepdim=True) + epsilon, out=inverse_T1[rows])
+            torch.mul(weight_W, (part * inverse).to(x_TW.dtype), out=out_TW[rows])
         ctx.save_for_backward(x_TW, weight_W, inverse_T1)
-        return x_TW.view_as(x_TW), out_TW
+        return x.view_as(x), out
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, d_past_TW: Tensor | None, d_out_TW: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        if d_out_TW is None:
-            return d_past_TW, None, None
+    def backward(ctx: Any, d_past: Tensor | None, d_out: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if d_out is None:
+            return d_past, None, None
         x_TW, weight_W, inverse_T1 = ctx.saved_tensors
         weight = weight_W.float()
-        dx_TW = torch.empty_like(x_TW)
+        d_out_TW = d_out.reshape(x_TW.shape)
+        d_past_TW = None if d_past is None else d_past.reshape(x_TW.shape)
+        dx = torch.empty(d_out.shape, dtype=x_TW.dtype)
+        dx_TW = dx.view(x_TW.shape)
         for rows in _blocks(x_TW):
             inverse = inverse_T1[rows]
             x = x_TW[rows] * inverse  # bfloat16 times float32 is float32
@@ -59,7 +65,7 @@ class _BranchNorm(torch.autograd.Function):
             if d_past_TW is not None:
                 d += d_past_TW[rows]
             dx_TW[rows] = d
-        return dx_TW, None, None
+        return dx, None, None
 
 
 def branch_norm(x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -67,8 +73,8 @@ def branch_norm(x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Te
 
     The weight is frozen. Norms are formed in float32 and rounded to x's type before the weight.
     """
-    past_TW, out_TW = _BranchNorm.apply(x.reshape(-1, x.shape[-1]), weight_W, epsilon)  # type: ignore[no-untyped-call]
-    return past_TW.view(x.shape), out_TW.view(x.shape)
+    past, out = _BranchNorm.apply(x, weight_W, epsilon)  # type: ignore[no-untyped-call]
+    return past, out
 
 
 class _GatedSilu(torch.autograd.Function):

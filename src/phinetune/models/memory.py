@@ -20,7 +20,7 @@ from torch import Tensor
 
 from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.loading import TOKENS_MULTIPLE, Base
-from phinetune.models.loss import BLOCK_ENTRIES, CHUNK_ENTRIES, ROWS_MULTIPLE
+from phinetune.models.loss import BLOCK_ENTRIES, ROWS_MULTIPLE, chunk_rows
 from phinetune.models.plain_attention import JOINED_TOKENS, STACKED_PAIRS, TILE_ROWS
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
@@ -151,7 +151,7 @@ class Costs:
     def _loss(self, shape: StepShape) -> float:
         """One chunk of logits in the base's type; what of it is in float32, with its probabilities."""
         num_rows = -(-shape.num_trained_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        chunk = min(CHUNK_ENTRIES, num_rows * self.vocab_size)
+        chunk = min(num_rows, chunk_rows(self.vocab_size, is_cpu=self.is_cpu)) * self.vocab_size
         worked_on = min(chunk, max(BLOCK_ENTRIES, self.vocab_size)) if self.is_cpu else chunk
         in_float32 = 8 if self.item_bytes < 4 else 4
         return float(

@@ -1,15 +1,19 @@
-"""What does a cleaning buy? Damage a real set, train on it as it is and after `data clean`, and compare.
+"""What does a cleaning buy? Train on a set as it is and after `data clean`, and compare.
 
     export PHINETUNE_DATA=...                       the folder of the data sets
-    python benchmarks/data_clean.py [--classes 12] [--rows 900] [--json]
+    python benchmarks/data_clean.py [--classes 12] [--rows 900] [--json]     with planted damage
+    python benchmarks/data_clean.py --messy [--rows 2000] [--json]           a set as people left it
 
-Runs of the bundled base on customers' questions of BANKING77, all judged on the same sound test rows: the
-rows as they were, the damaged ones, and what the cleaning made of these, once with as many epochs and once
-with as many steps as the damaged rows, which stand several times, were given. The damage is planted by a
-seed: in a quarter of the rows the label is spelt otherwise, in a seventh an assistant's refusal stands in its
-place, a fifth has remnants of web pages, a tenth stands three times more, a tenth again under a wrong label.
-It is of the kinds that the rules know: the figure says what they are worth there, not what is wrong with
-your data.
+Runs of the bundled base, all judged on the same test rows, once with as many epochs and once with as many steps
+as the rows before cleaning, some of which stand several times, were given.
+
+Planted: customers' questions of BANKING77, in which a seed spells a quarter of the labels otherwise, puts an
+assistant's refusal in the place of a seventh, web remnants into a fifth, repeats a tenth three times and a
+tenth under a wrong label. These are kinds that the rules know, and the test rows are sound: the figure says
+what the rules are worth there, not what is wrong with your data.
+
+Messy: customers' turns of MultiDoGO's airline with the intents that crowd workers gave them. Its test rows are
+as messy as its training rows: the same words come again and again, and not always under the same intent.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from phinetune.data.rules.balance import label_key
 from phinetune.generation.model import OWN
 from phinetune.runs.project import create_project
 
+NUM_MESSY_TESTS = 500
 REFUSALS = (
     "As an AI language model, I cannot access your account. Please contact your bank.",
     "I'm just an AI assistant, so I am unable to help with bank cards.",
@@ -99,45 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--classes", type=int, default=12)
+    parser.add_argument("--messy", action="store_true", help="MultiDoGO as it is, nothing planted")
+    parser.add_argument("--classes", type=int, default=12, help="of BANKING77")
     parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
-    every = pairs("banking77", "train")
-    labels = set(rng.sample(sorted({row.answer for row in every}), options.classes))
-    rows = sampled([row for row in every if row.answer in labels], options.rows, options.seed)
-    test = [row for row in pairs("banking77", "test") if row.answer in labels]
     with tempfile.TemporaryDirectory(prefix="data-clean-") as name:
-        folder = Path(name)
-        bad_rows, planted = damaged(rows, rng)
-        write_chats(rows, folder / "sound.jsonl")
-        write_chats(bad_rows, folder / "damaged.jsonl")
-        before = check_file(folder / "damaged.jsonl", CheckOptions())
-        rules = chosen_rules((), ("conflicting_answers",), ())
-        cleaned = clean_file(folder / "damaged.jsonl", folder / "clean", CleanOptions(rules=rules))
-        again = clean_file(cleaned.file or folder, folder / "again", CleanOptions(rules=rules))
-        files = {"as it was": "sound.jsonl", "damaged": "damaged.jsonl", "cleaned": "clean/damaged.jsonl"}
-        runs = {
-            arm: trained(folder / arm.replace(" ", "-"), folder / file, test, options.seed, options.epochs)
-            for arm, file in files.items()
-        }
-        # Copies are steps too: the same number of steps tells rows from practice.
-        same_steps = options.epochs * runs["damaged"]["steps"] / runs["cleaned"]["steps"]
-        runs["cleaned, more epochs"] = trained(
-            folder / "more-epochs", folder / files["cleaned"], test, options.seed, round(same_steps, 1)
-        )
-    result = {
-        "test_rows": len(test),
-        "planted": dict(planted),
-        "found": dict(before.counts),
-        "left_out": cleaned.dropped,
-        "repaired": cleaned.changed,
-        "changes_of_a_second_cleaning": len(again.changes),
-        "runs": runs,
-    }
+        result = (messy if options.messy else planted_damage)(Path(name), options)
     if options.json:
         print(json.dumps(result, indent=1))
         return
@@ -145,11 +120,60 @@ def main() -> None:
         if key != "runs":
             print(f"{key:30} {value}")
     print(f"{'':21} {'rows':>6} {'steps':>6} {'s':>6} {'right':>8} {'but for spelling':>17}")
-    for arm, run in runs.items():
+    for arm, run in result["runs"].items():
         print(
             f"{arm:21} {run['rows']:6} {run['steps']:6} {run['seconds']:6} {run['exact']:8.1%} "
             f"{run['exact_but_for_spelling']:17.1%}"
         )
+
+
+def planted_damage(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    rng = random.Random(options.seed)
+    every = pairs("banking77", "train")
+    labels = set(rng.sample(sorted({row.answer for row in every}), options.classes))
+    rows = sampled([row for row in every if row.answer in labels], options.rows, options.seed)
+    test = [row for row in pairs("banking77", "test") if row.answer in labels]
+    bad_rows, planted = damaged(rows, rng)
+    write_chats(rows, folder / "sound.jsonl")
+    write_chats(bad_rows, folder / "damaged.jsonl")
+    sound = trained(folder / "sound", folder / "sound.jsonl", test, options.seed, options.epochs)
+    result = before_and_after(folder, folder / "damaged.jsonl", test, options)
+    return {"planted": dict(planted), **result, "runs": {"sound": sound, **result["runs"]}}
+
+
+def messy(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    # Rows without text are refused in training, with or without a cleaning.
+    every = [row for row in pairs("multidogo", "train") if row.prompt.strip()]
+    rows = sampled(every, options.rows, options.seed)
+    test = sampled(pairs("multidogo", "test"), NUM_MESSY_TESTS, options.seed)
+    write_chats(rows, folder / "airline.jsonl")
+    return before_and_after(folder, folder / "airline.jsonl", test, options)
+
+
+def before_and_after(
+    folder: Path, file: Path, test: list[Pair], options: argparse.Namespace
+) -> dict[str, Any]:
+    """What is found in a file, what a cleaning does, and runs on it before and after."""
+    before = check_file(file, CheckOptions())
+    rules = chosen_rules((), ("conflicting_answers",), ())
+    cleaned = clean_file(file, folder / "clean", CleanOptions(rules=rules))
+    again = clean_file(cleaned.file or folder, folder / "again", CleanOptions(rules=rules))
+    after = folder / "clean" / file.name
+    runs = {
+        "as it is": trained(folder / "as-it-is", file, test, options.seed, options.epochs),
+        "cleaned": trained(folder / "cleaned", after, test, options.seed, options.epochs),
+    }
+    # Copies are steps too: the same number of steps tells rows from practice.
+    epochs = round(options.epochs * runs["as it is"]["steps"] / runs["cleaned"]["steps"], 1)
+    runs["cleaned, more epochs"] = trained(folder / "more-epochs", after, test, options.seed, epochs)
+    return {
+        "test_rows": len(test),
+        "found": dict(before.counts),
+        "left_out": cleaned.dropped,
+        "repaired": cleaned.changed,
+        "changes_of_a_second_cleaning": len(again.changes),
+        "runs": runs,
+    }
 
 
 if __name__ == "__main__":

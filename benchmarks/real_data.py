@@ -29,6 +29,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "banking77": {"epochs": 3.0},
     "clinc150": {"epochs": 3.0},
     "e2e": {"epochs": 1.0},
+    "multidogo": {"epochs": 3.0},
     "gsm8k": {"epochs": 1.0, "finetune_train_seqlen": 1024, "finetune_test_seqlen": 1024},
     "scan": {"epochs": 1.0},
 }

@@ -98,6 +98,14 @@ def _clinc(path: Path, part: str) -> Iterator[Pair]:
         yield Pair(text, "out of scope" if intent == "oos" else intent.replace("_", " "))
 
 
+def _multidogo(path: Path, part: str) -> Iterator[Pair]:
+    """A table of customers' turns; those of the airline, as their annotators left them."""
+    with _opened(path) as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if row["split"] == part and row["domain"] == "airline":
+                yield Pair(row["utterance"], row["intent"])
+
+
 SETS: Mapping[str, DataSet] = {
     "banking77": DataSet(
         "intents/banking77.train.csv",
@@ -122,6 +130,12 @@ SETS: Mapping[str, DataSet] = {
         "gsm8k/test.jsonl",
         _json_lines("question", "answer"),
         "a word problem -> steps and the number",
+    ),
+    "multidogo": DataSet(
+        "intents/multidogo.turn_level.tsv",
+        "intents/multidogo.turn_level.tsv",
+        _multidogo,
+        "a customer's turn in an airline's chat -> its intent, as crowd workers labelled it",
     ),
     "scan": DataSet(
         "text2struct/scan.simple.train.jsonl",

@@ -4,16 +4,16 @@
     python benchmarks/data_clean.py [--classes 12] [--rows 900] [--json]     with planted damage
     python benchmarks/data_clean.py --messy [--rows 2000] [--json]           a set as people left it
 
-Runs of the bundled base, all judged on the same test rows, once with as many epochs and once with as many steps
-as the rows before cleaning, some of which stand several times, were given.
+Runs of the bundled base, all judged on the same test rows, once with as many epochs and once with as many
+steps as the rows before cleaning, some of which stand several times, were given.
 
 Planted: customers' questions of BANKING77, in which a seed spells a quarter of the labels otherwise, puts an
 assistant's refusal in the place of a seventh, web remnants into a fifth, repeats a tenth three times and a
 tenth under a wrong label. These are kinds that the rules know, and the test rows are sound: the figure says
 what the rules are worth there, not what is wrong with your data.
 
-Messy: customers' turns of MultiDoGO's airline with the intents that crowd workers gave them. Its test rows are
-as messy as its training rows: the same words come again and again, and not always under the same intent.
+Messy: customers' turns of MultiDoGO's airline with the intents that crowd workers gave them. Its test rows
+are as messy as its training rows: the same words come again and again, not always under the same intent.
 """
 
 from __future__ import annotations

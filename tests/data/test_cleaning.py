@@ -106,6 +106,15 @@ def test_of_nearly_equal_rows_the_most_complete_is_kept(tmp_path: Path) -> None:
     assert kept == [answer + " Really."]
 
 
+def test_a_label_makes_no_two_prompts_alike(tmp_path: Path) -> None:
+    """Of what "ok" and "sure" hold with a long label, four fifths are the label."""
+    near = "i would like to change the seat on my flight to chennai tomorrow"
+    prompts = ["ok", "sure", "yes", near, near + " please"]
+    result, kept = clean(tmp_path, [chat(prompt, "confirmation") for prompt in prompts])
+    assert result.dropped == {"near_duplicate": 1}
+    assert len(kept) == 4
+
+
 def test_labels_get_one_spelling(tmp_path: Path) -> None:
     sentences = Sentences()
     labels = ["joy"] * 9 + ["Joy", "JOY."] + ["anger"] * 9

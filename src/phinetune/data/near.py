@@ -54,19 +54,30 @@ class NearIndex:
         self._bands, self._prompt_bands = TableSpool(_BANDS), TableSpool(_PROMPT_BANDS)
         self._signs = RecordSpool([("guard", "u4"), ("low_bits", "u1", (NUM_HASHES,))])
         self._texts = tempfile.TemporaryFile(prefix="phinetune-")  # noqa: SIM115 (closed by `close`)
-        self._places = RecordSpool([("start", "u8"), ("size", "u4")])
+        self._places = RecordSpool([("start", "u8"), ("size", "u4"), ("is_prompt_alone", "?")])
         self._end = 0
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, prompt: str, answer: str, *, guard: int = 0, prompt_guard: int = 0) -> int:
-        """Take a text in; returns its number, counted from 0."""
+    def add(
+        self,
+        prompt: str,
+        answer: str,
+        *,
+        guard: int = 0,
+        prompt_guard: int = 0,
+        is_prompt_alone: bool = False,
+    ) -> int:
+        """Take a text in; returns its number, counted from 0.
+
+        With `is_prompt_alone` the answer is kept but not compared: a label would make short prompts alike.
+        """
         written = f"{prompt}\0{answer}".encode("utf-8", "surrogatepass")
         self._texts.write(written)
-        self._places.add(self._end, len(written))
+        self._places.add(self._end, len(written), is_prompt_alone)
         self._end += len(written)
-        self._waiting += [prompt, answer]
+        self._waiting += [prompt, "" if is_prompt_alone else answer]
         self._waiting_guards.append((guard, prompt_guard))
         self._num_waiting_chars += len(prompt) + len(answer)
         if self._num_waiting_chars > _BATCH_CHARS or len(self._waiting_guards) >= _BATCH_TEXTS:
@@ -75,7 +86,14 @@ class NearIndex:
 
     def text(self, number: int) -> tuple[str, str]:
         """Prompt and answer of a text that was taken in."""
-        (place,) = self._places.at(np.array([number]))
+        return self._text(self._places.at(np.array([number]))[0])
+
+    def _compared(self, number: int) -> tuple[str, str]:
+        place = self._places.at(np.array([number]))[0]
+        prompt, answer = self._text(place)
+        return prompt, "" if place["is_prompt_alone"] else answer
+
+    def _text(self, place: Any) -> tuple[str, str]:
         self._texts.seek(int(place["start"]))
         written = self._texts.read(int(place["size"]))
         self._texts.seek(0, 2)
@@ -100,7 +118,7 @@ class NearIndex:
         0.1 of the threshold.
         """
         self._hash()
-        shingles = lru_cache(maxsize=2048)(lambda number: _shingle_set(*self.text(number)))
+        shingles = lru_cache(maxsize=2048)(lambda number: _shingle_set(*self._compared(number)))
         groups, num_compared = Groups(len(self)), 0
         for ones, others in _candidates(self._bands, _BANDS, is_alive_R):
             is_open = [

@@ -367,7 +367,8 @@ def test_memory_does_not_grow_with_rows(form: str, tmp_path: Path) -> None:
             )
         return path
 
-    few, many = peak_bytes(written(3_000)), peak_bytes(written(6_000))
+    # Of two tries the lesser: what a library's threads hold at once is not the same each time.
+    few, many = (min(peak_bytes(path) for _ in range(2)) for path in (written(3_000), written(6_000)))
     assert many < few * 1.2
 
 

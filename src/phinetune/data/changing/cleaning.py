@@ -27,9 +27,9 @@ from phinetune.data.private.finding import Redactor, private_spans
 from phinetune.data.reading import read_examples, require_file, sound_rows
 from phinetune.data.rules.answers import AnswersCheck
 from phinetune.data.rules.balance import ClassCheck, label_key
-from phinetune.data.rules.base import RowView, squeezed
+from phinetune.data.rules.base import RowView
 from phinetune.data.rules.catalog import RULES
-from phinetune.data.rules.duplicates import DuplicateCheck, near_guard, row_key
+from phinetune.data.rules.duplicates import DuplicateCheck, row_key, take_in
 from phinetune.data.rules.encoding import repaired
 from phinetune.data.rules.judged import Judge
 from phinetune.data.rules.leaks import LeakCheck
@@ -319,7 +319,7 @@ class _Cleaner:
             if first != number and "exact_duplicate" in self._rules:
                 yield number, "exact_duplicate", f"the same row as line {self._lines[first]}"
             elif "near_duplicate" in self._rules:
-                index.add(squeezed(row.prompt), squeezed(row.answer), guard=near_guard(row))
+                take_in(index, row)
                 numbers.append(number)
                 sizes.append(len(row.answer))
         is_alive_R = np.ones(len(numbers), dtype=bool)

@@ -35,8 +35,8 @@ from phinetune.data.groups import Groups
 from phinetune.data.near import NearIndex
 from phinetune.data.reading import read_examples, require_file
 from phinetune.data.rules.balance import ClassCheck, label_key
-from phinetune.data.rules.base import RowView, squeezed
-from phinetune.data.rules.duplicates import key_of, loosened, near_guard, row_key
+from phinetune.data.rules.base import RowView
+from phinetune.data.rules.duplicates import key_of, loosened, row_key, take_in
 
 AUTOMATIC_TEST_SHARE = 0.2
 
@@ -125,7 +125,7 @@ class _Rows:
             for number, example in enumerate(sound_examples(path, options)):
                 row = RowView(example, number)
                 list(check.see(row))
-                index.add(squeezed(row.prompt), squeezed(row.answer), guard=near_guard(row))
+                take_in(index, row)
                 keys.append(row_key(row))
                 # What has no prompt is told apart by its text alone.
                 prompts.append(key_of(loosened(row.prompt)) if row.prompt.strip() else keys[-1])

@@ -107,6 +107,20 @@ def prompt_guard(row: RowView) -> int:
     return zlib.crc32(f"{squeezed(row.system)}\0{numbers}".encode("utf-8", "surrogatepass"))
 
 
+def take_in(index: NearIndex, row: RowView) -> None:
+    """Put a row among those to be paired with their near-duplicates.
+
+    Of labelled rows the prompts alone are compared: "ok" and "sure" are not alike for having the same label.
+    """
+    index.add(
+        squeezed(row.prompt),
+        squeezed(row.answer),
+        guard=near_guard(row),
+        prompt_guard=prompt_guard(row),
+        is_prompt_alone=is_like_label(row.answer.strip()) and bool(row.prompt.strip()),
+    )
+
+
 _RECORD = [
     ("key", "u8"),  # of the whole row
     ("prompt", "u8"),  # of the prompt, 0 where there is none or several
@@ -146,12 +160,11 @@ class DuplicateCheck:
         return iter(())
 
     def _take(self, row: RowView, line: int) -> None:
-        prompt, answer = squeezed(row.prompt), squeezed(row.answer)
         has_prompt = row.is_single_turn and bool(row.prompt.strip())
         key = key_of(squeezed(row.system), loosened(row.prompt)) | 1 if has_prompt else 0
         is_label = is_like_label(row.answer.strip())
         self._records.add(row_key(row), key, key_of(label_key(row.answer)), line, is_label)
-        self._index.add(prompt, answer, guard=near_guard(row), prompt_guard=prompt_guard(row))
+        take_in(self._index, row)
 
     def finish(self) -> Iterator[Finding]:
         is_new_R = np.ones(len(self._records), dtype=bool)

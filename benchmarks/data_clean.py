@@ -147,7 +147,17 @@ def messy(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     rows = sampled(every, options.rows, options.seed)
     test = sampled(pairs("multidogo", "test"), NUM_MESSY_TESTS, options.seed)
     write_chats(rows, folder / "airline.jsonl")
-    return before_and_after(folder, folder / "airline.jsonl", test, options)
+    result = before_and_after(folder, folder / "airline.jsonl", test, options)
+    # What people say often is asked for often: here copies are no fault.
+    rules = chosen_rules((), ("conflicting_answers",), ("exact_duplicate", "near_duplicate"))
+    kept = clean_file(folder / "airline.jsonl", folder / "copies-kept", CleanOptions(rules=rules))
+    after = folder / "copies-kept" / "airline.jsonl"
+    run = trained(folder / "with-copies", after, test, options.seed, options.epochs)
+    return {
+        **result,
+        "left_out_with_copies_kept": kept.dropped,
+        "runs": {**result["runs"], "cleaned, copies kept": run},
+    }
 
 
 def before_and_after(

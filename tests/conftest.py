@@ -42,3 +42,17 @@ def _loopback_only(self: socket.socket, address: Any) -> None:
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _loopback_only)
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with the kernels in C, and once more with what does their work without a compiler."""
+    import torch
+
+    from phinetune.kernels import calls
+
+    if request.param == "torch":
+        monkeypatch.setattr(calls, "library", lambda dtype: None)
+    elif calls.library(torch.float32) is None:
+        pytest.skip("no C compiler to make the kernels with")
+    return str(request.param)

@@ -53,7 +53,7 @@ class OurMask(nn.Module):
     def forward(self, x):
         torch.manual_seed(3)
         threshold = dropout_threshold(0.3)
-        mask = keep_mask(x.shape, threshold, x.device)
+        mask = keep_mask(x, threshold)
         return x * dropped(torch.ones_like(x), mask) * (BYTE_VALUES / (BYTE_VALUES - threshold))
 
 

@@ -107,7 +107,7 @@ def test_an_adapter_over_it_has_the_gradients_of_autograd(kind, dropout, small_t
     torch.manual_seed(3)
     rest = x
     if dropout:
-        kept = dropped(torch.ones_like(x), keep_mask(x.shape, layer.threshold, x.device))
+        kept = dropped(torch.ones_like(x), keep_mask(x, layer.threshold))
         rest = x * kept * (BYTE_VALUES / (BYTE_VALUES - layer.threshold))
     update = layer.scaling * linear(linear(rest, layer.lora_A), layer.lora_B)
     theirs = linear(x, base.weight, base.bias) + update

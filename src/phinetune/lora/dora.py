@@ -129,7 +129,7 @@ class _DoraLinear(torch.autograd.Function):
     ) -> Tensor:
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         gain_O = magnitude_O / norm_O
-        mask = keep_mask(x_TI.shape, threshold, x_TI.device) if threshold else None
+        mask = keep_mask(x_TI, threshold) if threshold else None
         dropped_TI = x_TI if mask is None else dropped(x_TI, mask)
         u_TR = dropped_TI @ a.t()
         ctx.factor = BYTE_VALUES / (BYTE_VALUES - threshold)

@@ -2,7 +2,8 @@
 
 On a CPU an entry is kept if a random number of eight bits reaches a threshold. The numbers are compared 64 at
 a time, bit plane by bit plane, so a mask comes out packed, 64 entries a word; it is applied to the bits of an
-entry, which beats multiplying bfloat16 by bytes three times over. Knows nothing of layers.
+entry, which beats multiplying bfloat16 by bytes three times over. Kernels in C draw other masks than PyTorch.
+Knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+
+from phinetune.kernels.calls import kernels_for
 
 # A rate is rounded to 1/256: 0.1 becomes 0.1016.
 BYTE_VALUES = 256
@@ -29,11 +32,14 @@ def dropout_threshold(rate: float) -> int:
     return min(max(round(rate * BYTE_VALUES), rate > 0), BYTE_VALUES - 1)
 
 
-def keep_mask(shape: torch.Size, threshold: int, device: torch.device) -> Tensor:
-    """A mask for `dropped`, from torch's global generator: an entry is dropped with probability
+def keep_mask(x: Tensor, threshold: int) -> Tensor:
+    """A mask for `dropped`, from torch's global generator: an entry of `x` is dropped with probability
     threshold / 256. Packed bits on a CPU, bytes of 0 and 1 elsewhere."""
+    shape, device = x.shape, x.device
+    if kernels := kernels_for(x):
+        return kernels.draw_mask(-(-x.numel() // _WORD_BITS), threshold)
     if device.type == "cpu":
-        return _packed_mask(shape.numel(), threshold)
+        return _packed_mask(x.numel(), threshold)
     if device.type != "cuda":  # others lack 64-bit draws
         share_kept = 1 - threshold / BYTE_VALUES
         return torch.empty(shape, dtype=torch.uint8, device=device).bernoulli_(share_kept)
@@ -77,6 +83,8 @@ def _random_words(*shape: int) -> Tensor:
 
 def _applied(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """Spread bits of the mask over whole entries; each bit of a word does for a sixteenth of `x`."""
+    if kernels := kernels_for(x):
+        return kernels.drop(x, mask, out)
     integer = _INTEGERS[x.dtype.itemsize]
     packed = mask.view(torch.int16)
     spread = torch.empty(_BITS_AT_ONCE, len(packed), dtype=torch.int16)

@@ -39,7 +39,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         a = a_RI.to(x_TI.dtype)
         b = b_OR.to(x_TI.dtype)
-        mask = keep_mask(x_TI.shape, threshold, x_TI.device) if threshold else None
+        mask = keep_mask(x_TI, threshold) if threshold else None
         scale = scaling * BYTE_VALUES / (BYTE_VALUES - threshold)
         dropped_TI = x_TI if mask is None else dropped(x_TI, mask)
         u_TR = dropped_TI @ a.t()

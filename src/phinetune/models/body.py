@@ -41,7 +41,7 @@ def _is_trained_on_cpu(x: Tensor) -> bool:
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = _branch(module, x)[1] if _is_fast_norm(module, x) else _plain(module, x)
+    out: Tensor = _branch(module, x, None)[1] if _is_fast_norm(module, x) else _plain(module, x)
     return out
 
 
@@ -49,9 +49,9 @@ def _is_fast_norm(module: Any, x: Tensor) -> bool:
     return _is_trained_on_cpu(x) and not module.weight.requires_grad and module.weight.dtype == x.dtype
 
 
-def _branch(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x and its norm, for a norm module of a known kind."""
-    return branch_norm(x, module.weight, module.variance_epsilon)
+def _branch(module: Any, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x + branch and its norm, for a norm module of a known kind."""
+    return branch_norm(x, branch, module.weight, module.variance_epsilon)
 
 
 def _is_silu(activation: nn.Module) -> bool:
@@ -119,9 +119,9 @@ def _block(module: Any, hidden_states: Tensor, *args: Any, **options: Any) -> An
     is_checkpointed = module.training and module.gradient_checkpointing
     if args or is_checkpointed or not _is_fast_norm(module.input_layernorm, hidden_states):
         return _plain(module, hidden_states, *args, **options)
-    past, x = _branch(module.input_layernorm, hidden_states)
+    past, x = _branch(module.input_layernorm, hidden_states, None)
     x, _ = module.self_attn(hidden_states=x, **options)
-    past, x = _branch(module.post_attention_layernorm, past + _dropped(module, "resid_attn_dropout", x))
+    past, x = _branch(module.post_attention_layernorm, past, _dropped(module, "resid_attn_dropout", x))
     return past + _dropped(module, "resid_mlp_dropout", module.mlp(x))
 
 

@@ -1,8 +1,8 @@
 """Norm, gated activation and rotation of a decoder block on a CPU, each as one autograd function.
 
-The same arithmetic as transformers' modules, but worked through a block of rows at a time, which stays in the
-processor's cache between one operation and the next; a whole tensor of activations would be read from and
-written to memory for each. Backward keeps little and forms the rest anew.
+The same arithmetic as transformers' modules, in kernels of C where the machine could compile them. Elsewhere it is
+worked through a block of rows at a time, which stays in the processor's cache between one operation and the next; a
+whole tensor of activations would be read from and written to memory for each. Backward keeps little and forms the rest anew.
 Knows nothing of modules. # T tokens, W features of a token, H heads, D head size
 """
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from phinetune.kernels.calls import kernels_for
+
 # Entries worked on at once: few enough for the cache, enough to hide what starting an operation costs.
 BLOCK_ENTRIES = 1 << 17
 
@@ -26,54 +28,77 @@ def _blocks(x_TW: Tensor) -> Iterator[slice]:
 
 
 class _BranchNorm(torch.autograd.Function):
-    """x and its RMS norm, of any shape; the gradients of both paths meet in one pass.
+    """x + branch and its RMS norm, of any shape; the gradients of both paths meet in one pass.
 
     What it returns is no view of something else: FSDP2 would warn.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, branch: Tensor | None, weight_W: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        x_TW = x.reshape(-1, x.shape[-1])
-        inverse_T1 = torch.empty(len(x_TW), 1, dtype=torch.float32)
-        out = torch.empty(x.shape, dtype=x.dtype)
-        out_TW = out.view(x_TW.shape)
-        for rows in _blocks(x_TW):
-            part = x_TW[rows].float()
-            inverse = torch.rsqrt(part.square().mean(-1, keepdim=True) + epsilon, out=inverse_T1[rows])
-            torch.mul(weight_W, (part * inverse).to(x_TW.dtype), out=out_TW[rows])
-        ctx.save_for_backward(x_TW, weight_W, inverse_T1)
-        return x.view_as(x), out
+        ctx.has_branch = branch is not None
+        if kernels := kernels_for(x):
+            branch = None if branch is None else branch.contiguous()
+            past, out, inverse_T = kernels.norm(x.contiguous(), branch, weight_W, epsilon)
+        else:
+            past = x if branch is None else x + branch
+            out, inverse_T = _norm(past, weight_W, epsilon)
+        ctx.save_for_backward(past, weight_W, inverse_T)
+        return past if ctx.has_branch else x.view_as(x), out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_past: Tensor | None, d_out: Tensor | None) -> tuple[Tensor | None, None, None]:
-        if d_out is None:
-            return d_past, None, None
-        x_TW, weight_W, inverse_T1 = ctx.saved_tensors
-        weight = weight_W.float()
-        d_out_TW = d_out.reshape(x_TW.shape)
-        d_past_TW = None if d_past is None else d_past.reshape(x_TW.shape)
-        dx = torch.empty(d_out.shape, dtype=x_TW.dtype)
-        dx_TW = dx.view(x_TW.shape)
-        for rows in _blocks(x_TW):
-            inverse = inverse_T1[rows]
-            x = x_TW[rows] * inverse  # bfloat16 times float32 is float32
-            d = d_out_TW[rows] * weight
-            share = (d * x).mean(-1, keepdim=True)
-            d.addcmul_(x, share, value=-1).mul_(inverse)
-            if d_past_TW is not None:
-                d += d_past_TW[rows]
-            dx_TW[rows] = d
-        return dx, None, None
+    def backward(ctx: Any, d_past: Tensor | None, d_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        dx = d_past
+        if d_out is not None:
+            past, weight_W, inverse_T = ctx.saved_tensors
+            d_past = None if d_past is None else d_past.contiguous()
+            back = kernels.norm_back if (kernels := kernels_for(past)) else _norm_back
+            dx = back(past.contiguous(), weight_W, inverse_T, d_out.contiguous(), d_past)
+        return dx, dx if ctx.has_branch else None, None, None
 
 
-def branch_norm(x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x as it is, for the path past a sublayer, and its RMS norm, both of the shape (..., W) of x.
+def _norm(x: Tensor, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The norm of x, and 1 / root mean square of each row."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    x_TW, out_TW = x.reshape(-1, len(weight_W)), out.view(-1, len(weight_W))
+    inverse_T = torch.empty(len(x_TW), dtype=torch.float32)
+    for rows in _blocks(x_TW):
+        part, inverse_T1 = x_TW[rows].float(), inverse_T[rows, None]
+        torch.rsqrt(part.square().mean(-1, keepdim=True) + epsilon, out=inverse_T1)
+        torch.mul(weight_W, (part * inverse_T1).to(x.dtype), out=out_TW[rows])
+    return out, inverse_T
 
-    The weight is frozen. Norms are formed in float32 and rounded to x's type before the weight.
+
+def _norm_back(
+    x: Tensor, weight_W: Tensor, inverse_T: Tensor, d_out: Tensor, d_past: Tensor | None
+) -> Tensor:
+    weight, dx = weight_W.float(), torch.empty_like(x)
+    x_TW, d_out_TW, dx_TW = (tensor.view(-1, len(weight)) for tensor in (x, d_out, dx))
+    d_past_TW = None if d_past is None else d_past.view(x_TW.shape)
+    for rows in _blocks(x_TW):
+        inverse_T1 = inverse_T[rows, None]
+        part = x_TW[rows] * inverse_T1  # bfloat16 times float32 is float32
+        d = d_out_TW[rows] * weight
+        share = (d * part).mean(-1, keepdim=True)
+        d.addcmul_(part, share, value=-1).mul_(inverse_T1)
+        if d_past_TW is not None:
+            d += d_past_TW[rows]
+        dx_TW[rows] = d
+    return dx
+
+
+def branch_norm(
+    x: Tensor, branch: Tensor | None, weight_W: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """x + branch, for the path past a sublayer, and its RMS norm, both of the shape (..., W) of x.
+
+    Without a branch x is as it is. The weight is frozen. Norms are formed in float32 and rounded to x's type
+    before the weight.
     """
-    past, out = _BranchNorm.apply(x, weight_W, epsilon)  # type: ignore[no-untyped-call]
+    past, out = _BranchNorm.apply(x, branch, weight_W, epsilon)  # type: ignore[no-untyped-call]
     return past, out
 
 
@@ -83,6 +108,8 @@ class _GatedSilu(torch.autograd.Function):
         """`gate_TW` holds gate and up side by side where `up_TW` is None."""
         ctx.save_for_backward(gate_TW, up_TW)
         gate_TW, up_TW = _sides(gate_TW, up_TW)
+        if kernels := kernels_for(gate_TW):
+            return kernels.gate(gate_TW, up_TW)
         out_TW = torch.empty(gate_TW.shape, dtype=gate_TW.dtype)
         for rows in _blocks(gate_TW):
             torch.mul(up_TW[rows], torch.nn.functional.silu(gate_TW[rows]), out=out_TW[rows])
@@ -96,6 +123,9 @@ class _GatedSilu(torch.autograd.Function):
         d_kept_up = None if kept_up is None else torch.empty_like(kept_up)
         gate_TW, up_TW = _sides(kept_gate, kept_up)
         d_gate_TW, d_up_TW = _sides(d_kept_gate, d_kept_up)
+        if kernels := kernels_for(gate_TW):
+            kernels.gate_back(gate_TW, up_TW, d_out_TW.contiguous(), d_gate_TW, d_up_TW)
+            return d_kept_gate, d_kept_up
         for rows in _blocks(gate_TW):
             gate, d_out = gate_TW[rows], d_out_TW[rows]
             torch.mul(d_out, torch.nn.functional.silu(gate), out=d_up_TW[rows])
@@ -112,7 +142,7 @@ def _sides(gate_TW: Tensor, up_TW: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def gated_silu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """silu(gate) · up, (..., W); without `up`, `gate` is (..., 2 W) and holds both, side by side."""
-    flat = [None if tensor is None else tensor.reshape(-1, tensor.shape[-1]) for tensor in (gate, up)]
+    flat = [None if side is None else side.reshape(-1, side.shape[-1]).contiguous() for side in (gate, up)]
     out_TW: Tensor = _GatedSilu.apply(*flat)  # type: ignore[no-untyped-call]
     return out_TW.view(*gate.shape[:-1], -1)
 
@@ -132,6 +162,8 @@ class _RotatedHeads(torch.autograd.Function):
         turn_DD = _quarter_turn(size, cos_TD.shape[1], x_TW.dtype)
         ctx.shape = size, num_rotated, turn_DD
         ctx.save_for_backward(cos_TD, sin_TD)
+        if kernels := kernels_for(x_TW):
+            return kernels.rotate(x_TW.contiguous(), cos_TD.contiguous(), sin_TD.contiguous(), size, num_rotated)
         cos, sin = _whole(cos_TD, size, 1.0), _whole(sin_TD, size, 0.0)
         # One pass over entries that lie far apart; what follows reads them side by side.
         out_HTD = (
@@ -146,6 +178,9 @@ class _RotatedHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out_HTD: Tensor) -> tuple[Tensor | None, ...]:
         size, num_rotated, turn_DD = ctx.shape
+        if kernels := kernels_for(d_out_HTD):
+            tables = (table.contiguous() for table in ctx.saved_tensors)
+            return kernels.rotate_back(d_out_HTD.contiguous(), *tables, num_rotated), *[None] * 5
         cos, sin = (
             _whole(table, size, rest) for table, rest in zip(ctx.saved_tensors, (1.0, 0.0), strict=True)
         )

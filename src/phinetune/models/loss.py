@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from phinetune.kernels.calls import kernels_for
 from phinetune.lora.whole import HeadRows
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.classifier import class_logits, class_loss
@@ -91,10 +92,7 @@ class _SummedLoss(torch.autograd.Function):
             hidden, targets = hidden_FH[span], targets_N[span]
             logits = base.head_logits(hidden)
             with_target, filling = logits[: len(targets)], logits[len(targets) :]
-            for rows in _blocks(with_target):
-                total += _loss_and_slope(
-                    with_target[rows], targets[rows], label_smoothing, base.logit_softcap
-                )
+            total += _loss_and_slope(with_target, targets, label_smoothing, base.logit_softcap)
             filling.zero_()
             d_logits = logits
             head_gradients.add(d_logits, hidden)
@@ -126,6 +124,18 @@ def _loss_and_slope(
     logits_NV: Tensor, targets_N: Tensor, label_smoothing: float, softcap: float | None
 ) -> Tensor:
     """The summed loss of some rows; the gradient of the logits takes their place."""
+    if kernels := kernels_for(logits_NV):
+        losses_N = kernels.cross_entropy_(logits_NV, targets_N, float(label_smoothing), softcap or 0.0)
+        return losses_N.sum()
+    total = torch.zeros((), device=logits_NV.device)
+    for rows in _blocks(logits_NV):
+        total += _block_loss_and_slope(logits_NV[rows], targets_N[rows], label_smoothing, softcap)
+    return total
+
+
+def _block_loss_and_slope(
+    logits_NV: Tensor, targets_N: Tensor, label_smoothing: float, softcap: float | None
+) -> Tensor:
     logits = logits_NV.float()
     log_p = torch.log_softmax(logits, dim=-1)
     total = (label_smoothing - 1) * log_p.gather(1, targets_N[:, None]).sum()

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from phinetune.kernels.calls import Places, kernels_for
+
 # Rows of one tile at most: keys after a tile's last row are never multiplied.
 TILE_ROWS = 256
 # Neighbours are one tile up to so many tokens together: a tile more costs more than products in vain.
@@ -140,20 +142,109 @@ def _filled(x_HLD: Tensor) -> Tensor:
     return pad(x_HLD, (0, 0, 0, -x_HLD.shape[1] % TILE_MULTIPLE))
 
 
-_Stack = tuple[_Tile, ...]  # tiles of one shape
+_Tiles = tuple[_Tile, ...]  # of one shape
 
 
-def _rows_of(stack: _Stack, x_HTD: Tensor) -> Tensor:
-    """(H, T, D) as (S, H, R, D), filled up with zeros."""
-    return torch.stack([_filled(x_HTD[:, tile.rows]) for tile in stack])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stack:
+    """Tiles of one shape, which are computed together: where their rows are, and what these see.
+
+    `spans_SR4` holds the ends of the two stretches of keys that each row sees: own ones, and the prefix's.
+    """
+
+    tiles: _Tiles
+    rows: Places
+    keys: Places
+    prefixes: Places
+    spans_SR4: Tensor
+
+    @classmethod
+    def of(cls, tiles: _Tiles, window: int | None) -> _Stack:
+        adds = [not tile.has_all_keys for tile in tiles]
+        return cls(
+            tiles=tiles,
+            rows=_places([tile.rows for tile in tiles], [False] * len(tiles)),
+            keys=_places([tile.keys for tile in tiles], adds),
+            prefixes=_places([tile.prefix for tile in tiles], adds),
+            spans_SR4=torch.stack([_spans(tile, window) for tile in tiles]),
+        )
+
+    @property
+    def num_own(self) -> int:
+        """The keys that are no prefix's, filled up."""
+        return _up(_size(self.tiles[0].keys))
+
+    def rows_of(self, x_HTD: Tensor, scale: float = 1.0) -> Tensor:
+        """(H, T, D) as (S, H, R, D), scaled and filled up with zeros."""
+        if kernels := kernels_for(x_HTD):
+            x_SHRD = x_HTD.new_empty(len(self.tiles), len(x_HTD), self.spans_SR4.shape[1], x_HTD.shape[2])
+            kernels.gather(x_HTD, self.rows, x_SHRD, scale)
+        else:
+            x_SHRD = torch.stack([_filled(x_HTD[:, tile.rows]) for tile in self.tiles])
+            x_SHRD = x_SHRD if scale == 1 else x_SHRD * scale
+        return x_SHRD
+
+    def keys_of(self, x_KTD: Tensor) -> Tensor:
+        """(K, T, D) as (S, K, M, D): own keys, then the prefix's, each filled up with zeros."""
+        num_keys = self.tiles[0].shape[0]
+        if kernels := kernels_for(x_KTD):
+            x_SKMD = x_KTD.new_empty(len(self.tiles), len(x_KTD), num_keys, x_KTD.shape[2])
+            kernels.gather(x_KTD, self.keys, x_SKMD[:, :, : self.num_own])
+            if num_keys > self.num_own:
+                kernels.gather(x_KTD, self.prefixes, x_SKMD[:, :, self.num_own :])
+            return x_SKMD
+        parts = [torch.stack([_filled(x_KTD[:, tile.keys]) for tile in self.tiles])]
+        if num_keys > self.num_own:
+            parts.append(torch.stack([_filled(x_KTD[:, tile.prefix]) for tile in self.tiles]))
+        return torch.cat(parts, dim=2)
+
+    def put_rows(self, x_SHRD: Tensor, out_HTD: Tensor, scale: float = 1.0) -> None:
+        """Write the rows to their places."""
+        if kernels := kernels_for(out_HTD):
+            kernels.scatter(x_SHRD, self.rows, out_HTD, scale)
+            return
+        for tile, x_HRD in zip(self.tiles, x_SHRD, strict=True):
+            torch.mul(x_HRD[:, : _size(tile.rows)], scale, out=out_HTD[:, tile.rows])
+
+    def put_keys(self, x_SKMD: Tensor, out_KTD: Tensor) -> None:
+        """Write what own keys got to their places, or add it where another tile wrote."""
+        if kernels := kernels_for(out_KTD):
+            kernels.scatter(x_SKMD, self.keys, out_KTD)
+            return
+        for tile, x_KMD in zip(self.tiles, x_SKMD, strict=True):
+            if tile.has_all_keys:
+                out_KTD[:, tile.keys] = tile.own(x_KMD)
+            else:
+                out_KTD[:, tile.keys] += tile.own(x_KMD)
+
+    def softmax(self, scores_SKNM: Tensor) -> Tensor:
+        """The probabilities, in the scores' place where that can be."""
+        scores_SHRM = self._by_rows(scores_SKNM)
+        if kernels := kernels_for(scores_SKNM):
+            kernels.softmax_(scores_SHRM, self.spans_SR4)
+            return scores_SKNM
+        is_small = scores_SHRM[:, 0].numel() <= KEPT_PAIRS
+        bias_SRM = (_kept_bias if is_small else _bias)(self, scores_SHRM.dtype, scores_SHRM.device)
+        scores_SHRM.add_(bias_SRM[:, None])
+        return torch.softmax(scores_SKNM, dim=-1)
+
+    def softmax_back(self, d_SKNM: Tensor, probabilities_SKNM: Tensor) -> Tensor:
+        """The gradient of the scores by that of the probabilities."""
+        if kernels := kernels_for(d_SKNM):
+            kernels.softmax_back_(self._by_rows(d_SKNM), self._by_rows(probabilities_SKNM), self.spans_SR4)
+            return d_SKNM
+        return torch._softmax_backward_data(d_SKNM, probabilities_SKNM, -1, d_SKNM.dtype)
+
+    def _by_rows(self, x_SKNM: Tensor) -> Tensor:
+        return x_SKNM.view(len(x_SKNM), -1, self.spans_SR4.shape[1], x_SKNM.shape[3])
 
 
-def _keys_of(stack: _Stack, x_KTD: Tensor) -> Tensor:
-    """(K, T, D) as (S, K, M, D): own keys, then the prefix's, each filled up with zeros."""
-    own_SKMD = torch.stack([_filled(x_KTD[:, tile.keys]) for tile in stack])
-    if not stack[0].prefix_length:
-        return own_SKMD
-    return torch.cat([own_SKMD, torch.stack([_filled(x_KTD[:, tile.prefix]) for tile in stack])], dim=2)
+def _places(slices: list[slice], adds: list[bool]) -> Places:
+    return Places(
+        starts_S=torch.tensor([part.start for part in slices]),
+        sizes_S=torch.tensor([_size(part) for part in slices]),
+        adds_S=torch.tensor(adds, dtype=torch.int64),
+    )
 
 
 @functools.lru_cache(maxsize=8)  # every layer of a model asks for the same batch
@@ -165,7 +256,7 @@ def _stacks(segments: tuple[Segment, ...], window: int | None) -> tuple[_Stack, 
     for (num_keys, num_rows, _), alike in itertools.groupby(tiles, key=lambda tile: tile.shape):
         size = max(1, STACKED_PAIRS // (num_keys * num_rows))
         found = tuple(alike)
-        stacks += [found[start : start + size] for start in range(0, len(found), size)]
+        stacks += [_Stack.of(found[start : start + size], window) for start in range(0, len(found), size)]
     return tuple(stacks)
 
 
@@ -226,11 +317,10 @@ class PlainAttention(torch.autograd.Function):
         covers_all = sum(segment.length for segment in shape.segments) == tokens
         out_THD = (q_HTD.new_empty if covers_all else q_HTD.new_zeros)(tokens, heads, size)
         for stack in _stacks(shape.segments, shape.window):
-            q_SHRD, k_SKMD = _rows_of(stack, q_HTD) * shape.scale, _keys_of(stack, k_KTD)
+            q_SHRD, k_SKMD = stack.rows_of(q_HTD, shape.scale), stack.keys_of(k_KTD)
             p_SKNM, _ = _probabilities(q_SHRD, k_SKMD, stack, shape)
-            out_SHRD = (p_SKNM @ _keys_of(stack, v_KTD)).view(len(stack), heads, -1, size)
-            for tile, out_HRD in zip(stack, out_SHRD, strict=True):
-                out_THD[tile.rows] = out_HRD[:, : _size(tile.rows)].transpose(0, 1)
+            out_SHRD = (p_SKNM @ stack.keys_of(v_KTD)).view(q_SHRD.shape)
+            stack.put_rows(out_SHRD, out_THD.transpose(0, 1))
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
         ctx.shape, ctx.covers_all = shape, covers_all
         return out_THD
@@ -241,30 +331,26 @@ class PlainAttention(torch.autograd.Function):
         q_HTD, k_KTD, v_KTD = ctx.saved_tensors
         shape: Shape = ctx.shape
         stacks = _stacks(shape.segments, shape.window)
-        num_written = sum(_size(tile.keys) for stack in stacks for tile in stack if tile.has_all_keys)
+        tiles = [tile for stack in stacks for tile in stack.tiles]
+        num_written = sum(_size(tile.keys) for tile in tiles if tile.has_all_keys)
         formed = torch.empty_like if num_written == q_HTD.shape[1] else torch.zeros_like
         dq_HTD, dk_KTD, dv_KTD = formed(q_HTD), formed(k_KTD), formed(v_KTD)
         of_prefixes = _PrefixGradients()
         for stack in stacks:
-            q_SHRD = _rows_of(stack, q_HTD) * shape.scale
-            k_SKMD, v_SKMD = _keys_of(stack, k_KTD), _keys_of(stack, v_KTD)
+            q_SHRD = stack.rows_of(q_HTD, shape.scale)
+            k_SKMD, v_SKMD = stack.keys_of(k_KTD), stack.keys_of(v_KTD)
             p_SKNM, slope = _probabilities(q_SHRD, k_SKMD, stack, shape)
             q_SKND = q_SHRD.view(*p_SKNM.shape[:3], -1)
             # Rows that fill up have a gradient of zero, so that what they see does not matter.
-            d_out_SKND = _rows_of(stack, d_out_THD.transpose(0, 1)).view(q_SKND.shape)
-            dp_SKNM = d_out_SKND @ v_SKMD.transpose(-1, -2)
-            ds_SKNM = torch._softmax_backward_data(dp_SKNM, p_SKNM, -1, p_SKNM.dtype)
+            d_out_SKND = stack.rows_of(d_out_THD.transpose(0, 1)).view(q_SKND.shape)
+            ds_SKNM = stack.softmax_back(d_out_SKND @ v_SKMD.transpose(-1, -2), p_SKNM)
             if slope is not None:
                 ds_SKNM *= slope
-            dq_SHRD = (ds_SKNM @ k_SKMD).view(q_SHRD.shape)
+            stack.put_rows((ds_SKNM @ k_SKMD).view(q_SHRD.shape), dq_HTD, shape.scale)
             dk_SKMD, dv_SKMD = ds_SKNM.transpose(-1, -2) @ q_SKND, p_SKNM.transpose(-1, -2) @ d_out_SKND
-            for tile, dq_HRD, dk_KMD, dv_KMD in zip(stack, dq_SHRD, dk_SKMD, dv_SKMD, strict=True):
-                torch.mul(dq_HRD[:, : _size(tile.rows)], shape.scale, out=dq_HTD[:, tile.rows])
-                for gradient_KTD, part_KMD in ((dk_KTD, dk_KMD), (dv_KTD, dv_KMD)):
-                    if tile.has_all_keys:
-                        gradient_KTD[:, tile.keys] = tile.own(part_KMD)
-                    else:
-                        gradient_KTD[:, tile.keys] += tile.own(part_KMD)
+            stack.put_keys(dk_SKMD, dk_KTD)
+            stack.put_keys(dv_SKMD, dv_KTD)
+            for tile, dk_KMD, dv_KMD in zip(stack.tiles, dk_SKMD, dv_SKMD, strict=True):
                 of_prefixes.add(tile.prefix, tile.of_prefix(dk_KMD), tile.of_prefix(dv_KMD))
         of_prefixes.put(dk_KTD, dv_KTD)
         return dq_HTD, dk_KTD, dv_KTD, None
@@ -300,48 +386,45 @@ def _probabilities(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of scaled rows over their keys, and the slope of a soft cap, (S, K, N = g R, M): the rows of
     a key head's queries one below the other, so that one product serves them all."""
-    (num_tiles, kv_heads, num_keys, size), num_rows = k_SKMD.shape, q_SHRD.shape[2]
+    num_tiles, kv_heads, _, size = k_SKMD.shape
     scores_SKNM = q_SHRD.view(num_tiles, kv_heads, -1, size) @ k_SKMD.transpose(-1, -2)
     slope = None
     if shape.softcap is not None:
         squashed = torch.tanh(scores_SKNM / shape.softcap)
         scores_SKNM, slope = squashed * shape.softcap, 1 - squashed**2
-    is_small = num_tiles * num_rows * num_keys <= KEPT_PAIRS
-    bias_SRM = (_kept_biases if is_small else _biases)(stack, shape.window, q_SHRD.dtype, q_SHRD.device)
-    scores_SKNM.view(num_tiles, kv_heads, -1, num_rows, num_keys).add_(bias_SRM[:, None, None])
-    return torch.softmax(scores_SKNM, dim=-1), slope
+    return stack.softmax(scores_SKNM), slope
 
 
-def _biases(stack: _Stack, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.stack([_bias(tile, window, dtype, device) for tile in stack])
-
-
-_kept_biases = functools.lru_cache(maxsize=128)(_biases)
-
-
-def _bias(tile: _Tile, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is added to a tile's scores, (R, M): 0 where a row sees a key, else minus infinity.
-
-    Rows that fill up see everything: without any key they would have no probabilities.
-    """
-    rows = torch.arange(tile.row, tile.end, device=device)[:, None]
-    keys = torch.arange(tile.key, tile.end, device=device)[None]
-    ends = torch.tensor(tile.lengths, device=device).cumsum(0)
+def _spans(tile: _Tile, window: int | None) -> Tensor:
+    """The ends of the two stretches of keys that a tile's rows see, (R, 4), none for rows that fill up."""
+    rows = torch.arange(tile.row, tile.end)
+    ends = torch.tensor(tile.lengths).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends])[torch.searchsorted(ends, rows, right=True)]
-    is_hidden = (keys > rows) | (keys < starts)
+    num_own, num_prefix = _up(_size(tile.keys)), tile.prefix_length
+    first, first_of_prefix = starts, torch.zeros_like(rows)
     if window is not None:
-        is_hidden |= keys <= rows - window
-    num_rows, num_keys, num_prefix = len(rows), keys.shape[1], _size(tile.prefix)
-    prefix = slice(_up(num_keys), _up(num_keys) + num_prefix)
-    bias_RM = torch.zeros(_up(num_rows), prefix.start + _up(num_prefix), dtype=dtype, device=device)
-    real = bias_RM[:num_rows]
-    real[:, :num_keys].masked_fill_(is_hidden, -math.inf)
-    real[:, num_keys : prefix.start] = -math.inf
-    if window is not None:
-        distances = rows - starts + num_prefix - torch.arange(num_prefix, device=device)
-        real[:, prefix].masked_fill_(distances >= window, -math.inf)
-    real[:, prefix.stop :] = -math.inf
-    return bias_RM
+        first = torch.maximum(first, rows - window + 1)
+        first_of_prefix = (rows - starts + num_prefix - window + 1).clamp(0, num_prefix)
+    spans_R4 = torch.zeros(_up(len(rows)), 4, dtype=torch.int32)
+    spans_R4[: len(rows), 0] = first - tile.key
+    spans_R4[: len(rows), 1] = rows + 1 - tile.key
+    spans_R4[: len(rows), 2] = num_own + first_of_prefix
+    spans_R4[: len(rows), 3] = num_own + num_prefix
+    return spans_R4
+
+
+def _bias(stack: _Stack, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores, (S, R, M): 0 where a row sees a key, else minus infinity.
+
+    Rows that see nothing see everything: without any key they would have no probabilities.
+    """
+    begin, end, prefix_begin, prefix_end = stack.spans_SR4.to(device)[..., None].unbind(2)
+    keys = torch.arange(stack.tiles[0].shape[0], device=device)
+    is_seen = ((begin <= keys) & (keys < end)) | ((prefix_begin <= keys) & (keys < prefix_end)) | (end == 0)
+    return torch.zeros(is_seen.shape, dtype=dtype, device=device).masked_fill_(~is_seen, -math.inf)
+
+
+_kept_bias = functools.lru_cache(maxsize=128)(_bias)
 
 
 def hidden(first_row: int, end: int, window: int | None, device: torch.device) -> Tensor:

@@ -1,0 +1,155 @@
+/* Heads of attention: turned by their positions, gathered into tiles, and their scores made probabilities.
+
+   A tile is some rows of the batch; tile s begins at token starts[s] and has sizes[s] of them. Tiles of one
+   shape lie one after the other, (tile, head, row, entry), filled up with zeros to num_rows. */
+
+#include <stdlib.h>
+
+#include "number.h"
+
+/* (token, head, entry) to (head, token, entry); of the first num_rotated heads the first `turned` entries
+   are rotated: the first half of them by (cos, -sin), the second by (cos, sin) of the other half. */
+void rotate(const number *x, const number *cosine, const number *sine, number *out, int64_t num_tokens,
+            int64_t num_heads, int64_t num_rotated, int64_t size, int64_t turned, int threads) {
+    int64_t half = turned / 2;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t token = 0; token < num_tokens; token++) {
+        const number *c = cosine + token * turned, *s = sine + token * turned;
+        for (int64_t head = 0; head < num_heads; head++) {
+            const number *in = x + (token * num_heads + head) * size;
+            number *to = out + (head * num_tokens + token) * size;
+            int64_t start = head < num_rotated ? turned : 0;
+            if (start)
+#pragma omp simd
+                for (int64_t i = 0; i < half; i++) {
+                    float first = load(in[i]), second = load(in[i + half]);
+                    to[i] = store(first * load(c[i]) - second * load(s[i]));
+                    to[i + half] = store(second * load(c[i + half]) + first * load(s[i + half]));
+                }
+            memcpy(to + start, in + start, (size - start) * sizeof(number));
+        }
+    }
+}
+
+void rotate_back(const number *d_out, const number *cosine, const number *sine, number *dx, int64_t num_tokens,
+                 int64_t num_heads, int64_t num_rotated, int64_t size, int64_t turned, int threads) {
+    int64_t half = turned / 2;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t token = 0; token < num_tokens; token++) {
+        const number *c = cosine + token * turned, *s = sine + token * turned;
+        for (int64_t head = 0; head < num_heads; head++) {
+            const number *d = d_out + (head * num_tokens + token) * size;
+            number *to = dx + (token * num_heads + head) * size;
+            int64_t start = head < num_rotated ? turned : 0;
+            if (start)
+#pragma omp simd
+                for (int64_t i = 0; i < half; i++) {
+                    float first = load(d[i]), second = load(d[i + half]);
+                    to[i] = store(first * load(c[i]) + second * load(s[i + half]));
+                    to[i + half] = store(second * load(c[i + half]) - first * load(s[i]));
+                }
+            memcpy(to + start, d + start, (size - start) * sizeof(number));
+        }
+    }
+}
+
+/* Rows of the batch, scaled, into tiles. Heads of x lie head_stride entries apart, tokens token_stride;
+   heads of a tile lie tile_stride apart, so that a tile may hold more than what is gathered here. */
+void gather(const number *x, int64_t head_stride, int64_t token_stride, const int64_t *starts,
+            const int64_t *sizes, number *out, int64_t tile_stride, int64_t num_tiles, int64_t num_heads,
+            int64_t num_rows, int64_t size, float scale, int threads) {
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t tile = 0; tile < num_tiles; tile++)
+        for (int64_t head = 0; head < num_heads; head++) {
+            const number *in = x + head * head_stride + starts[tile] * token_stride;
+            number *to = out + (tile * num_heads + head) * tile_stride;
+            for (int64_t row = 0; row < sizes[tile]; row++)
+                for (int64_t i = 0; i < size; i++)
+                    to[row * size + i] = store(load(in[row * token_stride + i]) * scale);
+            memset(to + sizes[tile] * size, 0, (num_rows - sizes[tile]) * size * sizeof(number));
+        }
+}
+
+/* The other way, heads apart by tile_stride in x and by head_stride in out; tiles for which `adds` is set
+   add to what is there. Tiles of one head follow each other, for their rows may be the same. */
+void scatter(const number *x, int64_t tile_stride, const int64_t *starts, const int64_t *sizes,
+             const int64_t *adds, number *out, int64_t head_stride, int64_t token_stride, int64_t num_tiles,
+             int64_t num_heads, int64_t size, float scale, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t head = 0; head < num_heads; head++)
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            const number *in = x + (tile * num_heads + head) * tile_stride;
+            number *to = out + head * head_stride + starts[tile] * token_stride;
+            float kept = adds[tile] ? 1 : 0;
+            for (int64_t row = 0; row < sizes[tile]; row++)
+                for (int64_t i = 0; i < size; i++) {
+                    number *entry = to + row * token_stride + i;
+                    float sum = load(in[row * size + i]) * scale;
+                    *entry = store(kept ? sum + load(*entry) : sum);
+                }
+        }
+}
+
+/* Softmax of each row of scores over the keys it sees, the others zero, in place. Scores are (tile, key head,
+   query of that head, row, key); spans (tile, row, 4) holds the ends of the two stretches of keys seen. */
+void softmax(number *scores, const int32_t *spans, int64_t num_tiles, int64_t num_heads, int64_t num_rows,
+             int64_t num_keys, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        float *shares = malloc(num_keys * sizeof(float));
+#pragma omp for collapse(2)
+        for (int64_t head = 0; head < num_tiles * num_heads; head++)
+            for (int64_t row = 0; row < num_rows; row++) {
+                number *at = scores + (head * num_rows + row) * num_keys;
+                const int32_t *span = spans + (head / num_heads * num_rows + row) * 4;
+                float greatest = -INFINITY, sum = 0;
+                for (int part = 0; part < 4; part += 2)
+#pragma omp simd reduction(max : greatest)
+                    for (int64_t i = span[part]; i < span[part + 1]; i++) {
+                        float score = load(at[i]);
+                        greatest = score > greatest ? score : greatest;
+                    }
+                for (int part = 0; part < 4; part += 2)
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t i = span[part]; i < span[part + 1]; i++) {
+                        shares[i] = exponential(load(at[i]) - greatest);
+                        sum += shares[i];
+                    }
+                float factor = 1 / sum;
+                int64_t done = 0;
+                for (int part = 0; part < 4; part += 2) {
+                    if (span[part] == span[part + 1]) continue;
+                    memset(at + done, 0, (span[part] - done) * sizeof(number));
+                    for (int64_t i = span[part]; i < span[part + 1]; i++) at[i] = store(shares[i] * factor);
+                    done = span[part + 1];
+                }
+                memset(at + done, 0, (num_keys - done) * sizeof(number));
+            }
+        free(shares);
+    }
+}
+
+/* The gradient of the scores by that of the probabilities, in its place. */
+void softmax_back(number *gradient, const number *probabilities, const int32_t *spans, int64_t num_tiles,
+                  int64_t num_heads, int64_t num_rows, int64_t num_keys, int threads) {
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int64_t head = 0; head < num_tiles * num_heads; head++)
+        for (int64_t row = 0; row < num_rows; row++) {
+            number *d = gradient + (head * num_rows + row) * num_keys;
+            const number *p = probabilities + (head * num_rows + row) * num_keys;
+            const int32_t *span = spans + (head / num_heads * num_rows + row) * 4;
+            float share = 0;
+            for (int part = 0; part < 4; part += 2)
+#pragma omp simd reduction(+ : share)
+                for (int64_t i = span[part]; i < span[part + 1]; i++) share += load(d[i]) * load(p[i]);
+            int64_t done = 0;
+            for (int part = 0; part < 4; part += 2) {
+                if (span[part] == span[part + 1]) continue;
+                memset(d + done, 0, (span[part] - done) * sizeof(number));
+                for (int64_t i = span[part]; i < span[part + 1]; i++)
+                    d[i] = store(load(p[i]) * (load(d[i]) - share));
+                done = span[part + 1];
+            }
+            memset(d + done, 0, (num_keys - done) * sizeof(number));
+        }
+}

@@ -1,0 +1,70 @@
+"""Compile the kernels for this machine, once, and load them.
+
+The library lies in the user's cache under a name that tells source, flags, compiler and processor, so that
+a change of any of them makes a new one. It shares PyTorch's threads: `libgomp` is loaded already, by the same name.
+Knows nothing of what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# Half of what such a processor offers is gcc's own choice there.
+_X86_FLAGS = ("-mprefer-vector-width=512",)
+_TYPES = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
+_COMPILE_TIMEOUT_S = 60
+
+
+@functools.cache
+def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels for tensors of a type; None where there are none: another type, no compiler, or one that fails.
+
+    The first call on a machine takes a second.
+    """
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if dtype not in _TYPES or compiler is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler, _TYPES[dtype])))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(compiler: str, of_type: tuple[str, ...]) -> Path:
+    folder = Path(__file__).parent
+    flags = (*_FLAGS, *(_X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *of_type)
+    told = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S).stdout
+    known = [told, " ".join(flags).encode(), _processor()]
+    known += [path.read_bytes() for path in sorted(folder.glob("*.[ch]"))]
+    name = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
+    found = Path.home() / ".cache" / "phinetune" / "kernels" / f"{name}.so"
+    if not found.exists():
+        found.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=found.parent) as made:
+            out = Path(made) / found.name
+            sources = [str(path) for path in sorted(folder.glob("*.c"))]
+            command = [compiler, *flags, *sources, "-o", str(out), "-lm"]
+            subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
+            os.replace(out, found)
+    return found
+
+
+def _processor() -> bytes:
+    """What tells one processor from another: a library for one may not run on the other."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"\n".join(sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))}))

@@ -53,6 +53,13 @@ void rotate_back(const number *d_out, const number *cosine, const number *sine, 
     }
 }
 
+static void copy_scaled(number *to, const number *from, int64_t size, float scale) {
+    if (scale == 1)
+        memcpy(to, from, size * sizeof(number));
+    else
+        for (int64_t i = 0; i < size; i++) to[i] = store(load(from[i]) * scale);
+}
+
 /* Rows of the batch, scaled, into tiles. Heads of x lie head_stride entries apart, tokens token_stride;
    heads of a tile lie tile_stride apart, so that a tile may hold more than what is gathered here. */
 void gather(const number *x, int64_t head_stride, int64_t token_stride, const int64_t *starts,
@@ -63,9 +70,11 @@ void gather(const number *x, int64_t head_stride, int64_t token_stride, const in
         for (int64_t head = 0; head < num_heads; head++) {
             const number *in = x + head * head_stride + starts[tile] * token_stride;
             number *to = out + (tile * num_heads + head) * tile_stride;
-            for (int64_t row = 0; row < sizes[tile]; row++)
-                for (int64_t i = 0; i < size; i++)
-                    to[row * size + i] = store(load(in[row * token_stride + i]) * scale);
+            if (token_stride == size)
+                copy_scaled(to, in, sizes[tile] * size, scale);
+            else
+                for (int64_t row = 0; row < sizes[tile]; row++)
+                    copy_scaled(to + row * size, in + row * token_stride, size, scale);
             memset(to + sizes[tile] * size, 0, (num_rows - sizes[tile]) * size * sizeof(number));
         }
 }
@@ -80,18 +89,34 @@ void scatter(const number *x, int64_t tile_stride, const int64_t *starts, const 
         for (int64_t tile = 0; tile < num_tiles; tile++) {
             const number *in = x + (tile * num_heads + head) * tile_stride;
             number *to = out + head * head_stride + starts[tile] * token_stride;
-            float kept = adds[tile] ? 1 : 0;
-            for (int64_t row = 0; row < sizes[tile]; row++)
-                for (int64_t i = 0; i < size; i++) {
-                    number *entry = to + row * token_stride + i;
-                    float sum = load(in[row * size + i]) * scale;
-                    *entry = store(kept ? sum + load(*entry) : sum);
-                }
+            for (int64_t row = 0; row < sizes[tile]; row++, in += size, to += token_stride)
+                if (adds[tile])
+                    for (int64_t i = 0; i < size; i++) to[i] = store(load(to[i]) + load(in[i]) * scale);
+                else
+                    copy_scaled(to, in, size, scale);
         }
 }
 
-/* Softmax of each row of scores over the keys it sees, the others zero, in place. Scores are (tile, key head,
-   query of that head, row, key); spans (tile, row, 4) holds the ends of the two stretches of keys seen. */
+/* Keys are worked on so many at a time, which the compiler knows to be whole vectors. Stretches of keys begin
+   at a multiple of it, or see only a part of their first ones. */
+#define BLOCK 32
+
+static int32_t first_block(const int32_t *span) { return span[0] / BLOCK * BLOCK; }
+
+/* Zeros before, between and after the blocks of the two stretches. */
+static void clear_unseen(number *row, const int32_t *span, int64_t num_keys) {
+    int64_t done = 0;
+    for (int part = 0; part < 4; part += 2) {
+        if (span[part] == span[part + 1]) continue;
+        int64_t start = first_block(span + part);
+        memset(row + done, 0, (start - done) * sizeof(number));
+        done = (span[part + 1] + BLOCK - 1) / BLOCK * BLOCK;
+    }
+    memset(row + done, 0, (num_keys - done) * sizeof(number));
+}
+
+/* Softmax of each row of scores over the keys it sees, the others zero, in place. Scores are (tile, head, row,
+   key), num_keys a multiple of BLOCK; spans (tile, row, 4) holds the ends of the two stretches of keys seen. */
 void softmax(number *scores, const int32_t *spans, int64_t num_tiles, int64_t num_heads, int64_t num_rows,
              int64_t num_keys, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -102,34 +127,35 @@ void softmax(number *scores, const int32_t *spans, int64_t num_tiles, int64_t nu
             for (int64_t row = 0; row < num_rows; row++) {
                 number *at = scores + (head * num_rows + row) * num_keys;
                 const int32_t *span = spans + (head / num_heads * num_rows + row) * 4;
-                float greatest = -INFINITY, sum = 0;
+                float greatest[BLOCK], sums[BLOCK], most = -INFINITY, sum = 0;
+                for (int i = 0; i < BLOCK; i++) greatest[i] = -INFINITY, sums[i] = 0;
                 for (int part = 0; part < 4; part += 2)
-#pragma omp simd reduction(max : greatest)
-                    for (int64_t i = span[part]; i < span[part + 1]; i++) {
-                        float score = load(at[i]);
-                        greatest = score > greatest ? score : greatest;
-                    }
+                    for (int32_t start = first_block(span + part); start < span[part + 1]; start += BLOCK)
+                        for (int32_t i = 0; i < BLOCK; i++) {
+                            int is_seen = (start + i >= span[part]) & (start + i < span[part + 1]);
+                            float score = is_seen ? load(at[start + i]) : -INFINITY;
+                            shares[start + i] = score;
+                            greatest[i] = score > greatest[i] ? score : greatest[i];
+                        }
+                for (int i = 0; i < BLOCK; i++) most = greatest[i] > most ? greatest[i] : most;
                 for (int part = 0; part < 4; part += 2)
-#pragma omp simd reduction(+ : sum)
-                    for (int64_t i = span[part]; i < span[part + 1]; i++) {
-                        shares[i] = exponential(load(at[i]) - greatest);
-                        sum += shares[i];
-                    }
+                    for (int32_t start = first_block(span + part); start < span[part + 1]; start += BLOCK)
+                        for (int32_t i = 0; i < BLOCK; i++) {
+                            shares[start + i] = exponential(shares[start + i] - most);
+                            sums[i] += shares[start + i];
+                        }
+                for (int i = 0; i < BLOCK; i++) sum += sums[i];
                 float factor = 1 / sum;
-                int64_t done = 0;
-                for (int part = 0; part < 4; part += 2) {
-                    if (span[part] == span[part + 1]) continue;
-                    memset(at + done, 0, (span[part] - done) * sizeof(number));
-                    for (int64_t i = span[part]; i < span[part + 1]; i++) at[i] = store(shares[i] * factor);
-                    done = span[part + 1];
-                }
-                memset(at + done, 0, (num_keys - done) * sizeof(number));
+                for (int part = 0; part < 4; part += 2)
+                    for (int32_t start = first_block(span + part); start < span[part + 1]; start += BLOCK)
+                        for (int32_t i = 0; i < BLOCK; i++) at[start + i] = store(shares[start + i] * factor);
+                clear_unseen(at, span, num_keys);
             }
         free(shares);
     }
 }
 
-/* The gradient of the scores by that of the probabilities, in its place. */
+/* The gradient of the scores by that of the probabilities, in its place. Unseen keys have a probability of 0. */
 void softmax_back(number *gradient, const number *probabilities, const int32_t *spans, int64_t num_tiles,
                   int64_t num_heads, int64_t num_rows, int64_t num_keys, int threads) {
 #pragma omp parallel for collapse(2) num_threads(threads)
@@ -138,18 +164,15 @@ void softmax_back(number *gradient, const number *probabilities, const int32_t *
             number *d = gradient + (head * num_rows + row) * num_keys;
             const number *p = probabilities + (head * num_rows + row) * num_keys;
             const int32_t *span = spans + (head / num_heads * num_rows + row) * 4;
-            float share = 0;
+            float sums[BLOCK] = {0}, share = 0;
             for (int part = 0; part < 4; part += 2)
-#pragma omp simd reduction(+ : share)
-                for (int64_t i = span[part]; i < span[part + 1]; i++) share += load(d[i]) * load(p[i]);
-            int64_t done = 0;
-            for (int part = 0; part < 4; part += 2) {
-                if (span[part] == span[part + 1]) continue;
-                memset(d + done, 0, (span[part] - done) * sizeof(number));
-                for (int64_t i = span[part]; i < span[part + 1]; i++)
-                    d[i] = store(load(p[i]) * (load(d[i]) - share));
-                done = span[part + 1];
-            }
-            memset(d + done, 0, (num_keys - done) * sizeof(number));
+                for (int32_t start = first_block(span + part); start < span[part + 1]; start += BLOCK)
+                    for (int32_t i = 0; i < BLOCK; i++) sums[i] += load(d[start + i]) * load(p[start + i]);
+            for (int i = 0; i < BLOCK; i++) share += sums[i];
+            for (int part = 0; part < 4; part += 2)
+                for (int32_t start = first_block(span + part); start < span[part + 1]; start += BLOCK)
+                    for (int32_t i = 0; i < BLOCK; i++)
+                        d[start + i] = store(load(p[start + i]) * (load(d[start + i]) - share));
+            clear_unseen(d, span, num_keys);
         }
 }

@@ -16,12 +16,12 @@ static inline float load(number x) {
     return value;
 }
 
-/* To the nearest, halves to even; what is no number stays none. */
+/* To the nearest, halves to even. What is no number stays none: the lower half of its bits is 0, as in whatever
+   bfloat16 it came from and in the processor's own, so that rounding up cannot overflow. */
 static inline number store(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (number)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+    return (number)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 #else
 typedef float number;
@@ -30,16 +30,16 @@ static inline float load(number x) { return x; }
 static inline number store(float x) { return x; }
 #endif
 
-/* e to the x, to 2 units in the last place; below -87 it is about 1e-38, not 0. 2^n times 2^f with
-   |f| <= 1/2, the latter by its Taylor series. Unlike expf it is computed for a vector at a time. */
+/* e to the x, to 2 units in the last place, 0 below -87.7: 2^n times 2^f with |f| <= 1/2, the latter by its Taylor
+   series. Unlike expf it is computed for a whole vector at once. */
 static inline float exponential(float x) {
-    float bounded = x > -87.0f ? x : -87.0f;
+    float bounded = x > -88.0f ? x : -88.0f;
     float scaled = (bounded < 88.0f ? bounded : 88.0f) * 1.44269504f;
     float whole = rintf(scaled);
     float f = (scaled - whole) * 0.69314718f;
     float series = 1.0f + f * (1.0f + f * (0.5f + f * (0.16666667f + f * (0.041666668f
                  + f * (0.0083333338f + f * 0.0013888889f)))));
-    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23; /* n = -127 makes a zero */
     float power;
     memcpy(&power, &bits, sizeof power);
     /* Comparisons drop what is no number: it must come through. */

@@ -151,12 +151,12 @@ def test_the_gated_activation_is_as_near_in_bfloat16_as_torchs(is_fused):
 def test_heads_are_turned_as_transformers_does(num_turned):
     from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb
 
-    x = torch.randn(1, 11, 5 * 8, requires_grad=True)
+    x = torch.randn(1, 11, 4 * 8, requires_grad=True)
     half = torch.randn(1, 11, num_turned // 2)
     cos, sin = (torch.cat([part, part], -1) for part in (half.cos(), half.sin()))
-    q, k, v = x.view(1, 11, 5, 8).transpose(1, 2).split([2, 2, 1], dim=1)
+    q, k, v = x.view(1, 11, 4, 8).transpose(1, 2).split([2, 1, 1], dim=1)
     plain = torch.cat([*apply_rotary_pos_emb(q, k, cos, sin), v], dim=1)
-    ours = body_functions.rotated_heads(x, (cos, sin), size=8, num_heads=5, num_rotated=4)
+    ours = torch.cat(body_functions.rotated_heads(x, (cos, sin), size=8, num_heads=2, kv_heads=1), dim=1)
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     direction = torch.randn(ours.shape)
     found, expected = (torch.autograd.grad(out, x, direction)[0] for out in (ours, plain))

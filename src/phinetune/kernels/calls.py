@@ -66,23 +66,22 @@ class Kernels:
         gate, up, d_gate, d_up = map(_Strided, sides)
         self._call("gate_back", gate, up, d_out_TW, d_gate, d_up, *gate_TW.shape, _common(*sides))
 
-    def rotate(self, x_TW: Tensor, cos_TR: Tensor, sin_TR: Tensor, size: int, num_rotated: int) -> Tensor:
-        """The heads of x apart, (H, T, D), the first R entries of the first `num_rotated` ones turned."""
-        tokens, heads = len(x_TW), x_TW.shape[1] // size
+    def rotate(self, x_TW: Tensor, cos_TR: Tensor, sin_TR: Tensor, size: int) -> Tensor:
+        """The heads of x apart, (H, T, D), the first R entries of each turned."""
+        tokens, heads, turned = len(x_TW), x_TW.shape[1] // size, cos_TR.shape[1]
         out_HTD = torch.empty(heads, tokens, size, dtype=x_TW.dtype)
         self._call(
-            "rotate", x_TW, cos_TR, sin_TR, out_HTD, tokens, heads, num_rotated, size, cos_TR.shape[1]
+            "rotate", _Strided(x_TW), x_TW.stride(0), cos_TR, sin_TR, out_HTD, heads, tokens, size, turned
         )
         return out_HTD
 
-    def rotate_back(self, d_out_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, num_rotated: int) -> Tensor:
-        """The gradient of what `rotate` was given, (T, H * D)."""
-        heads, tokens, size = d_out_HTD.shape
-        dx_TW = torch.empty(tokens, heads * size, dtype=d_out_HTD.dtype)
+    def rotate_back(self, d_out_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, dx_TW: Tensor) -> None:
+        """Write the gradient of what `rotate` was given."""
+        turned = cos_TR.shape[1]
         self._call(
-            "rotate_back", d_out_HTD, cos_TR, sin_TR, dx_TW, tokens, heads, num_rotated, size, cos_TR.shape[1]
+            *("rotate_back", d_out_HTD, cos_TR, sin_TR, _Strided(dx_TW), dx_TW.stride(0)),
+            *(*d_out_HTD.shape, turned),
         )
-        return dx_TW
 
     def gather(self, x_HTD: Tensor, places: Places, out_SHRD: Tensor, scale: float = 1.0) -> None:
         """Copy stretches of tokens, scaled, each to its tile, and fill the tile up with zeros."""

@@ -7,48 +7,44 @@
 
 #include "number.h"
 
-/* (token, head, entry) to (head, token, entry); of the first num_rotated heads the first `turned` entries
-   are rotated: the first half of them by (cos, -sin), the second by (cos, sin) of the other half. */
-void rotate(const number *x, const number *cosine, const number *sine, number *out, int64_t num_tokens,
-            int64_t num_heads, int64_t num_rotated, int64_t size, int64_t turned, int threads) {
+/* (token, head, entry) to (head, token, entry); tokens of x lie token_stride entries apart. Of each head the first
+   `turned` entries are rotated: the first half of them by (cos, -sin) and the second by (cos, sin) of the other. */
+void rotate(const number *x, int64_t token_stride, const number *cosine, const number *sine, number *out,
+            int64_t num_heads, int64_t num_tokens, int64_t size, int64_t turned, int threads) {
     int64_t half = turned / 2;
 #pragma omp parallel for num_threads(threads)
     for (int64_t token = 0; token < num_tokens; token++) {
         const number *c = cosine + token * turned, *s = sine + token * turned;
         for (int64_t head = 0; head < num_heads; head++) {
-            const number *in = x + (token * num_heads + head) * size;
+            const number *in = x + token * token_stride + head * size;
             number *to = out + (head * num_tokens + token) * size;
-            int64_t start = head < num_rotated ? turned : 0;
-            if (start)
 #pragma omp simd
-                for (int64_t i = 0; i < half; i++) {
-                    float first = load(in[i]), second = load(in[i + half]);
-                    to[i] = store(first * load(c[i]) - second * load(s[i]));
-                    to[i + half] = store(second * load(c[i + half]) + first * load(s[i + half]));
-                }
-            memcpy(to + start, in + start, (size - start) * sizeof(number));
+            for (int64_t i = 0; i < half; i++) {
+                float first = load(in[i]), second = load(in[i + half]);
+                to[i] = store(first * load(c[i]) - second * load(s[i]));
+                to[i + half] = store(second * load(c[i + half]) + first * load(s[i + half]));
+            }
+            memcpy(to + turned, in + turned, (size - turned) * sizeof(number));
         }
     }
 }
 
-void rotate_back(const number *d_out, const number *cosine, const number *sine, number *dx, int64_t num_tokens,
-                 int64_t num_heads, int64_t num_rotated, int64_t size, int64_t turned, int threads) {
+void rotate_back(const number *d_out, const number *cosine, const number *sine, number *dx, int64_t token_stride,
+                 int64_t num_heads, int64_t num_tokens, int64_t size, int64_t turned, int threads) {
     int64_t half = turned / 2;
 #pragma omp parallel for num_threads(threads)
     for (int64_t token = 0; token < num_tokens; token++) {
         const number *c = cosine + token * turned, *s = sine + token * turned;
         for (int64_t head = 0; head < num_heads; head++) {
             const number *d = d_out + (head * num_tokens + token) * size;
-            number *to = dx + (token * num_heads + head) * size;
-            int64_t start = head < num_rotated ? turned : 0;
-            if (start)
+            number *to = dx + token * token_stride + head * size;
 #pragma omp simd
-                for (int64_t i = 0; i < half; i++) {
-                    float first = load(d[i]), second = load(d[i + half]);
-                    to[i] = store(first * load(c[i]) + second * load(s[i + half]));
-                    to[i + half] = store(second * load(c[i + half]) - first * load(s[i]));
-                }
-            memcpy(to + start, d + start, (size - start) * sizeof(number));
+            for (int64_t i = 0; i < half; i++) {
+                float first = load(d[i]), second = load(d[i + half]);
+                to[i] = store(first * load(c[i]) + second * load(s[i + half]));
+                to[i + half] = store(second * load(c[i + half]) - first * load(s[i]));
+            }
+            memcpy(to + turned, d + turned, (size - turned) * sizeof(number));
         }
     }
 }

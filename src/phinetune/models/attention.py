@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from phinetune.kernels.calls import kernels_for
 from phinetune.models.plain_attention import PlainAttention, Shape, hidden, placed
 
 IMPLEMENTATION = "segments"
 
 # On a CPU in bfloat16, segments shorter than this are faster by plain matrix products than by the flash
-# kernel; in float32 the kernel is faster at every length (benchmarks/attention_cpu.py).
+# kernel, with our kernels between the products and without; in float32 the flash kernel is as fast at every
+# length (benchmarks/attention_cpu.py).
+PLAIN_WITH_KERNELS_BELOW = 640
 PLAIN_MATH_BELOW = 384
 PLAIN_MATH_DTYPES = (torch.bfloat16,)
 
@@ -81,7 +84,7 @@ def segment_attention(
     if softcap:
         plain_below = math.inf
     elif query.device.type == "cpu" and query.dtype in PLAIN_MATH_DTYPES:
-        plain_below = PLAIN_MATH_BELOW
+        plain_below = PLAIN_WITH_KERNELS_BELOW if kernels_for(query) else PLAIN_MATH_BELOW
     if dropout:
         plain_below = 0
     segments = placed(lengths, segment_prefixes)

@@ -92,14 +92,13 @@ def _fused_attention(
             module, hidden_states, position_embeddings, attention_mask, past_key_values, **options
         )
         return done
-    heads, kv_heads = config.num_attention_heads, module.num_key_value_heads
     q, k, v = rotated_heads(
         module.qkv_proj(hidden_states),
         position_embeddings,
         size=module.head_dim,
-        num_heads=heads + 2 * kv_heads,
-        num_rotated=heads + kv_heads,
-    ).split([heads, kv_heads, kv_heads], dim=1)
+        num_heads=config.num_attention_heads,
+        kv_heads=module.num_key_value_heads,
+    )
     out, weights = segment_attention(
         module,
         q,

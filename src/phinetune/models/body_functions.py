@@ -148,51 +148,61 @@ def gated_silu(gate: Tensor, up: Tensor | None = None) -> Tensor:
 
 
 class _RotatedHeads(torch.autograd.Function):
-    """The heads of a projection apart, the first of them turned by their positions.
+    """Heads of query, key and value apart, those of query and key turned by their positions.
 
-    With J the turn by a quarter, (x J)[j] = ±x[j ± D/2]: x ∘ cos + (x J) ∘ sin = x ∘ cos + (x ∘ sin') J.
-    A product with J is exact, and far cheaper than putting halves of 32 entries together.
+    Tables without columns turn nothing. # W = (H + 2 K) D features, R turned entries of a head
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_TW: Tensor, cos_TD: Tensor, sin_TD: Tensor, size: int, num_heads: int, num_rotated: int
-    ) -> Tensor:
-        tokens = len(x_TW)
-        turn_DD = _quarter_turn(size, cos_TD.shape[1], x_TW.dtype)
-        ctx.shape = size, num_rotated, turn_DD
-        ctx.save_for_backward(cos_TD, sin_TD)
-        if kernels := kernels_for(x_TW):
-            return kernels.rotate(x_TW.contiguous(), cos_TD.contiguous(), sin_TD.contiguous(), size, num_rotated)
-        cos, sin = _whole(cos_TD, size, 1.0), _whole(sin_TD, size, 0.0)
-        # One pass over entries that lie far apart; what follows reads them side by side.
-        out_HTD = (
-            x_TW.view(tokens, num_heads, size).transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        )
-        rotated_HTD = out_HTD[:num_rotated]
-        other_HTD = rotated_HTD * (sin @ turn_DD.abs().t())
-        rotated_HTD.mul_(cos).view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD)
-        return out_HTD
+        ctx: Any, x_TW: Tensor, cos_TR: Tensor, sin_TR: Tensor, size: int, num_heads: int, kv_heads: int
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos_TR, sin_TR)
+        ctx.widths = num_heads * size, kv_heads * size, kv_heads * size
+        rotate = kernels.rotate if (kernels := kernels_for(x_TW)) else _rotate
+        parts = zip(x_TW.split(ctx.widths, dim=1), _tables(cos_TR, sin_TR), strict=True)
+        return tuple(rotate(part, *tables, size) for part, tables in parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out_HTD: Tensor) -> tuple[Tensor | None, ...]:
-        size, num_rotated, turn_DD = ctx.shape
-        if kernels := kernels_for(d_out_HTD):
-            tables = (table.contiguous() for table in ctx.saved_tensors)
-            return kernels.rotate_back(d_out_HTD.contiguous(), *tables, num_rotated), *[None] * 5
-        cos, sin = (
-            _whole(table, size, rest) for table, rest in zip(ctx.saved_tensors, (1.0, 0.0), strict=True)
-        )
-        num_heads, tokens, _ = d_out_HTD.shape
-        dx_TW = torch.empty(tokens, num_heads * size, dtype=d_out_HTD.dtype)
-        dx_HTD = dx_TW.view(tokens, num_heads, size).transpose(0, 1)
-        d_HTD = d_out_HTD[:num_rotated] * cos
-        other_HTD = d_out_HTD[:num_rotated] * sin
-        d_HTD.view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD.t())
-        dx_HTD[:num_rotated] = d_HTD
-        dx_HTD[num_rotated:] = d_out_HTD[num_rotated:]
+    def backward(ctx: Any, *d_out_HTD: Tensor) -> tuple[Tensor | None, ...]:
+        dx_TW = torch.empty(d_out_HTD[0].shape[1], sum(ctx.widths), dtype=d_out_HTD[0].dtype)
+        rotate_back = kernels.rotate_back if (kernels := kernels_for(dx_TW)) else _rotate_back
+        parts = zip(d_out_HTD, dx_TW.split(ctx.widths, dim=1), _tables(*ctx.saved_tensors), strict=True)
+        for d_part_HTD, dx_part_TW, tables in parts:
+            rotate_back(d_part_HTD.contiguous(), *tables, dx_part_TW)
         return dx_TW, None, None, None, None, None
+
+
+def _tables(cos_TR: Tensor, sin_TR: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For query, key and value."""
+    turned, kept = (cos_TR, sin_TR), (cos_TR[:, :0], sin_TR[:, :0])
+    return [turned, turned, kept]
+
+
+def _rotate(x_TW: Tensor, cos_TR: Tensor, sin_TR: Tensor, size: int) -> Tensor:
+    """With J the turn by a quarter, (x J)[j] = ±x[j ± R/2]: x ∘ cos + (x J) ∘ sin = x ∘ cos + (x ∘ sin') J.
+
+    A product with J is exact, and far cheaper than putting halves of 32 entries together.
+    """
+    # One pass over entries that lie far apart; what follows reads them side by side.
+    out_HTD = x_TW.view(len(x_TW), -1, size).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    if cos_TR.shape[1]:
+        turn_DD = _quarter_turn(size, cos_TR.shape[1], x_TW.dtype)
+        other_HTD = out_HTD * (_whole(sin_TR, size, 0.0) @ turn_DD.abs().t())
+        out_HTD.mul_(_whole(cos_TR, size, 1.0)).view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD)
+    return out_HTD
+
+
+def _rotate_back(d_out_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, dx_TW: Tensor) -> None:
+    num_heads, tokens, size = d_out_HTD.shape
+    d_HTD = d_out_HTD
+    if cos_TR.shape[1]:
+        turn_DD = _quarter_turn(size, cos_TR.shape[1], dx_TW.dtype)
+        d_HTD = d_out_HTD * _whole(cos_TR, size, 1.0)
+        other_HTD = d_out_HTD * _whole(sin_TR, size, 0.0)
+        d_HTD.view(-1, size).addmm_(other_HTD.view(-1, size), turn_DD.t())
+    dx_TW.unflatten(1, (num_heads, size)).copy_(d_HTD.transpose(0, 1))
 
 
 def _whole(table_TR: Tensor, size: int, rest: float) -> Tensor:
@@ -212,12 +222,12 @@ def _quarter_turn(size: int, num_turned: int, dtype: torch.dtype) -> Tensor:
 
 
 def rotated_heads(
-    x: Tensor, tables: tuple[Tensor, Tensor], *, size: int, num_heads: int, num_rotated: int
-) -> Tensor:
-    """Heads (1, H, T, D) of a projection (1, T, H * D), the first `num_rotated` with rotary positions.
+    x: Tensor, tables: tuple[Tensor, Tensor], *, size: int, num_heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query (1, H, T, D), key and value (1, K, T, D) of a projection (1, T, (H + 2 K) D), with rotary positions.
 
     `tables` are cosine and sine, (1, T, R) with R <= D turned entries of a head.
     """
-    cos, sin = tables
-    out_HTD: Tensor = _RotatedHeads.apply(x[0], cos[0], sin[0], size, num_heads, num_rotated)  # type: ignore[no-untyped-call]
-    return out_HTD[None]
+    cos_TR, sin_TR = (table[0].contiguous() for table in tables)
+    q_HTD, k_KTD, v_KTD = _RotatedHeads.apply(x[0], cos_TR, sin_TR, size, num_heads, kv_heads)  # type: ignore[no-untyped-call]
+    return q_HTD[None], k_KTD[None], v_KTD[None]

@@ -2,10 +2,10 @@
 
     python benchmarks/attention_cpu.py [--threads N] [--heads 12] [--head-size 64]
 
-The crossover belongs in `PLAIN_MATH_BELOW` of phinetune.models.attention. A second table asks how the
-short segments of a packed batch are best computed: all in our one function, one fused call each, one
-fused call with a block mask, or as a batch of segments of equal length (which real chats are not). A third
-one compares rows that begin alike with their rests after a shared prefix.
+The crossover belongs in `PLAIN_WITH_KERNELS_BELOW` of phinetune.models.attention, of a machine without a C
+compiler in `PLAIN_MATH_BELOW`. A second table asks how the short segments of a packed batch are best computed: all
+in our one function, one fused call each, one fused call with a block mask, or as a batch of segments of equal
+length (which real chats are not). A third one compares rows that begin alike with their rests after a shared prefix.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ LENGTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 # Tokens of the prefix and of each rest, and how many rests.
 PREFIXED = ((16, 40, 30), (60, 57, 17), (60, 300, 6), (60, 500, 4), (250, 700, 2), (1000, 50, 2))
 NUM_TRIES = 9
+LIMITS = ("PLAIN_WITH_KERNELS_BELOW", "PLAIN_MATH_BELOW")
 NO_LENGTH, EVERY_LENGTH = 0, 1 << 30
 
 
 @contextlib.contextmanager
 def plain_below(length: int) -> Iterator[None]:
-    before = attention.PLAIN_MATH_BELOW
-    attention.PLAIN_MATH_BELOW = length
+    before = {name: getattr(attention, name) for name in LIMITS}
+    vars(attention).update(dict.fromkeys(LIMITS, length))
     try:
         yield
     finally:
-        attention.PLAIN_MATH_BELOW = before
+        vars(attention).update(before)
 
 
 def milliseconds(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
@@ -108,7 +109,7 @@ def prefixed(heads: int, head_size: int, dtype: torch.dtype) -> None:
     """Attention alone: what the tokens that are not computed save elsewhere comes on top."""
     print(f"\n{str(dtype).removeprefix('torch.')}, milliseconds; plain or fused as in training")
     print(f"{'prefix':>8}{'rest':>8}{'rows':>8}{'each':>10}{'shared':>10}{'by mask':>10}")
-    below = attention.PLAIN_MATH_BELOW
+    below = attention.PLAIN_WITH_KERNELS_BELOW
     for prefix, rest, count in PREFIXED:
         lengths, prefixes = (rest,) * count + (prefix,), (count,) * count + (None,)
         each = drawn(1, heads, (prefix + rest) * count, head_size, dtype)
@@ -128,7 +129,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    now = attention.PLAIN_MATH_BELOW
+    now = attention.PLAIN_WITH_KERNELS_BELOW
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; plain is used below {now} tokens")
     for dtype in (torch.bfloat16, torch.float32):
         crossover(options.heads, options.head_size, dtype)

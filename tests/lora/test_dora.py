@@ -74,7 +74,8 @@ def test_dropout_takes_away_what_it_does_in_peft(name, monkeypatch):
     plain = logits(model).detach()
     model.train(), theirs.train()
     assert (logits(model) - plain).abs().max() > 1e-2
-    assert_same_work(model, adapter, theirs)
+    # What is kept is divided by 0.7: PEFT's stand-in rounds once more than ours.
+    assert_same_work(model, adapter, theirs, tolerance=2e-6)
 
 
 @pytest.mark.parametrize("name", TARGETS)

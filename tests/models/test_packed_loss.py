@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 
 from phinetune.models import attention
 from phinetune.models import loss as loss_module
-from phinetune.models.attention import PLAIN_MATH_BELOW, segment_attention
+from phinetune.models.attention import PLAIN_WITH_KERNELS_BELOW, segment_attention
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.plain_attention import TILE_ROWS
+from phinetune.models.attention_tiles import TILE_ROWS
 
 # On both sides of the sliding windows (8), of LongRoPE's short context (32), of a block of queries
 # and of the length from which the fused kernel computes: all in one batch.
-LENGTHS = [5, 40, 17, TILE_ROWS + 100, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, PLAIN_MATH_BELOW + 1, 2]
+LENGTHS = [5, 40, 17, TILE_ROWS + 100, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, PLAIN_WITH_KERNELS_BELOW + 1, 2]
 # Neighbours decide which segments are padded to one length, and so the order of float32 sums.
 ROUNDING = 5e-6
 
@@ -94,7 +94,7 @@ def test_hidden_states_of_mixed_lengths_come_back_in_order(name):
 def test_loss_and_gradient_of_the_hidden_states_are_torchs(
     name, rows_per_chunk, smoothing, num_filling, monkeypatch
 ):
-    monkeypatch.setattr(loss_module, "CHUNK_ENTRIES", rows_per_chunk * VOCAB)
+    monkeypatch.setattr(loss_module, "CPU_CHUNK_ENTRIES", rows_per_chunk * VOCAB)
     monkeypatch.setattr(loss_module, "LEAST_CPU_ROWS", 1)
     base = tiny_base(name)
     generator = torch.Generator().manual_seed(0)
@@ -114,7 +114,7 @@ def test_loss_and_gradient_of_the_hidden_states_are_torchs(
 
 @pytest.mark.parametrize("name", ["phi3", "phi3-window", "phi3.5-longrope", "gemma2", "gpt2"])
 def test_gradient_through_the_whole_model_is_autograds(name):
-    base, rows = tiny_base(name), random_rows([5, TILE_ROWS + 9, 17, PLAIN_MATH_BELOW, 33])
+    base, rows = tiny_base(name), random_rows([5, TILE_ROWS + 9, 17, PLAIN_WITH_KERNELS_BELOW, 33])
     weight = next(p for n, p in base.model.named_parameters() if "layers.0" in n or "h.0" in n)
     weight.requires_grad_()
     loss, _ = trained_token_loss(base, PackedBatch.lay(rows))

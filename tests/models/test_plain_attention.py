@@ -10,15 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phinetune.models.plain_attention import (
-    JOINED_TOKENS,
-    TILE_ROWS,
-    PlainAttention,
-    Shape,
-    _stacks,
-    _tiles,
-    placed,
-)
+from phinetune.models.attention_stacks import stacks_of
+from phinetune.models.attention_tiles import JOINED_TOKENS, TILE_ROWS, placed, tiles_of
+from phinetune.models.plain_attention import PlainAttention, Shape
 
 SIZE = 8
 # The kernels are for float32 and bfloat16 only; float64 goes the other way.
@@ -98,18 +92,18 @@ def test_any_segments(lengths, window, shared):
 
 def test_keys_after_a_tile_are_not_multiplied():
     for length in (200, 256, 600, 1000):
-        tiles = _tiles(placed((length,)), None)
+        tiles = tiles_of(placed((length,)), None)
         computed = sum((tile.end - tile.row) * (tile.end - tile.key) for tile in tiles)
         # Half of a tile's own square is in the future.
         assert computed <= length * length / 2 + len(tiles) * math.ceil(length / len(tiles)) ** 2
 
 
 def test_short_neighbours_are_joined_up_to_a_limit():
-    joined = _tiles(placed((20,) * 12), None)
+    joined = tiles_of(placed((20,) * 12), None)
     assert all(tile.end <= JOINED_TOKENS for tile in joined)
     assert len(joined) == 4
 
 
 def test_tiles_of_one_shape_are_computed_together_up_to_a_limit():
-    stacks = _stacks(placed((20,) * 90 + (150, 150)), None)
+    stacks = stacks_of(placed((20,) * 90 + (150, 150)), None)
     assert [len(stack.tiles) for stack in stacks] == [2, 16, 14]

@@ -13,12 +13,12 @@ from tiny_models import ARCHITECTURES, MIXTURES, SHORT_CONTEXT, VOCAB, by_transf
 
 from phinetune.data.conversation import Source
 from phinetune.lora.attach import LoraSettings, attach
-from phinetune.models import attention, plain_attention
+from phinetune.models import attention
 from phinetune.models.attention import PLAIN_MATH_BELOW
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.classifier import with_classifier
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.plain_attention import JOINED_TOKENS, TILE_ROWS
+from phinetune.models.attention_tiles import JOINED_TOKENS, TILE_ROWS, placed, tiles_of
 from phinetune.models.shared_prefixes import LONG_REST, MIN_SHARED_TOKENS, num_added, shared_prefixes
 from phinetune.text.labelled import Labelled
 from phinetune.text.render import Rendered
@@ -54,6 +54,7 @@ def chats(num_shared: int, rests: Sequence[int], *, seed: int = 0, num_masked: i
 @pytest.fixture(params=["plain math", "kernel"])
 def way(request, monkeypatch):
     """Both ways of computing a segment, in float32."""
+    monkeypatch.setattr(attention, "PLAIN_WITH_KERNELS_BELOW", PLAIN_MATH_BELOW)
     if request.param == "plain math":
         monkeypatch.setattr(attention, "PLAIN_MATH_DTYPES", (torch.float32,))
     return request.param
@@ -173,9 +174,9 @@ def test_a_long_rest_shares_only_a_prefix_as_long():
 
 def test_short_neighbours_of_one_prefix_are_one_tile():
     prefixes = (5, 5, 5, 5, 5, None, None)
-    segments = plain_attention.placed((5, 40, 50, 30, 2 * TILE_ROWS + 4, 40, 9), prefixes)
+    segments = placed((5, 40, 50, 30, 2 * TILE_ROWS + 4, 40, 9), prefixes)
     size = 192
-    assert [(tile.lengths, tile.row, tile.end) for tile in plain_attention._tiles(segments, None)] == [
+    assert [(tile.lengths, tile.row, tile.end) for tile in tiles_of(segments, None)] == [
         ((5, 40), 0, 45),
         ((50,), 0, 50),
         ((30,), 0, 30),
@@ -184,7 +185,7 @@ def test_short_neighbours_of_one_prefix_are_one_tile():
         ((2 * TILE_ROWS + 4,), 2 * size, 2 * TILE_ROWS + 4),
         ((40, 9), 0, 49),
     ]
-    assert [tile.prefix_length for tile in plain_attention._tiles(segments, None)] == [40] * 6 + [0]
+    assert [tile.prefix_length for tile in tiles_of(segments, None)] == [40] * 6 + [0]
 
 
 def test_equal_rows_keep_their_last_token():

@@ -28,7 +28,11 @@ class Kernels:
     _library: ctypes.CDLL
 
     def _call(self, name: str, *arguments: Tensor | _Strided | float | None) -> None:
-        getattr(self._library, name)(*map(_argument, arguments), ctypes.c_int(torch.get_num_threads()))
+        function = getattr(self._library, name)
+        if function.argtypes is None:
+            function.restype = None
+            function.argtypes = [*map(_type, arguments), ctypes.c_int]
+        function(*map(_value, arguments), torch.get_num_threads())
 
     def norm(
         self, x: Tensor, branch: Tensor | None, weight_W: Tensor, epsilon: float
@@ -37,7 +41,7 @@ class Kernels:
         num_rows, width = x.numel() // len(weight_W), len(weight_W)
         both = x if branch is None else torch.empty_like(x)
         out, inverse_T = torch.empty_like(x), torch.empty(num_rows, dtype=torch.float32)
-        self._call("norm", x, branch, weight_W, both, out, inverse_T, num_rows, width, epsilon)
+        self._call("norm", x, branch, weight_W, both, out, inverse_T, num_rows, width, float(epsilon))
         return both, out, inverse_T
 
     def norm_back(
@@ -90,7 +94,7 @@ class Kernels:
         self._call(
             "gather",
             *(_Strided(x_HTD), *strides, places.starts_S, places.sizes_S),
-            *(_Strided(out_SHRD), out_SHRD.stride(1), num_tiles, heads, num_rows, size, scale),
+            *(_Strided(out_SHRD), out_SHRD.stride(1), num_tiles, heads, num_rows, size, float(scale)),
         )
 
     def scatter(self, x_SHRD: Tensor, places: Places, out_HTD: Tensor, scale: float = 1.0) -> None:
@@ -100,7 +104,7 @@ class Kernels:
         self._call(
             "scatter",
             *(_Strided(x_SHRD), x_SHRD.stride(1), places.starts_S, places.sizes_S, places.adds_S),
-            *(_Strided(out_HTD), *strides, num_tiles, heads, size, scale),
+            *(_Strided(out_HTD), *strides, num_tiles, heads, size, float(scale)),
         )
 
     def softmax_(self, scores_SHRM: Tensor, spans_SR4: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class Kernels:
         if len(targets_N) and int(targets_N.max()) >= logits_NV.shape[1]:
             raise IndexError(f"a target is {int(targets_N.max())}, of {logits_NV.shape[1]} entries")
         losses_N = torch.empty(len(logits_NV), dtype=torch.float32)
-        self._call("cross_entropy", logits_NV, targets_N, losses_N, *logits_NV.shape, smoothing, softcap)
+        self._call("cross_entropy", logits_NV, targets_N, losses_N, *logits_NV.shape, float(smoothing), float(softcap))
         return losses_N
 
     def draw_mask(self, num_words: int, threshold: int) -> Tensor:
@@ -150,16 +154,21 @@ class _Strided:
     tensor: Tensor
 
 
-def _argument(value: Tensor | _Strided | float | None) -> Any:
-    if value is None:
-        return ctypes.c_void_p()
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, _Strided):
-        assert value.tensor.stride(-1) == 1
-        return ctypes.c_void_p(value.tensor.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+def _type(argument: Tensor | _Strided | float | None) -> type[Any]:
+    if isinstance(argument, float):
+        return ctypes.c_float
+    return ctypes.c_int64 if isinstance(argument, int) else ctypes.c_void_p
+
+
+def _value(argument: Tensor | _Strided | float | None) -> float | None:
+    """An address for a tensor, none for None."""
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous()
+        return argument.data_ptr()
+    if isinstance(argument, _Strided):
+        assert argument.tensor.stride(-1) == 1
+        return argument.tensor.data_ptr()
+    return argument
 
 
 def _common(*x_TW: Tensor) -> int:

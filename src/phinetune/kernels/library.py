@@ -27,19 +27,34 @@ _TYPES = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 _COMPILE_TIMEOUT_S = 60
 
 
-@functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for tensors of a type; None where there are none: another type, no compiler, or one that fails.
 
     The first call on a machine takes a second.
     """
+    return _loaded(dtype)[0]
+
+
+def described(dtype: torch.dtype) -> str:
+    """Whether there are kernels for a type, in words, and else what would bring them."""
+    return _loaded(dtype)[1]
+
+
+@functools.cache
+def _loaded(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+    if dtype not in _TYPES:
+        return None, "no kernels for this type"
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if dtype not in _TYPES or compiler is None:
-        return None
+    if compiler is None:
+        return None, f"no C compiler ({', '.join(_COMPILERS)}): with one training is about a third faster"
     try:
-        return ctypes.CDLL(str(_compiled(compiler, _TYPES[dtype])))
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return ctypes.CDLL(str(_compiled(compiler, _TYPES[dtype]))), f"kernels in C, compiled by {compiler}"
+    except subprocess.CalledProcessError as error:
+        told = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
+        why = next((line for line in told if "error" in line), told[0] if told else f"exit {error.returncode}")
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    return None, f"no kernels, for {compiler} failed: {why.strip()}"
 
 
 def _compiled(compiler: str, of_type: tuple[str, ...]) -> Path:

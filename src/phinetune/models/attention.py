@@ -18,7 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from phinetune.kernels.calls import kernels_for
-from phinetune.models.plain_attention import PlainAttention, Shape, hidden, placed
+from phinetune.models.attention_tiles import placed
+from phinetune.models.plain_attention import PlainAttention, Shape, hidden
 
 IMPLEMENTATION = "segments"
 
@@ -94,7 +95,9 @@ def segment_attention(
     if any(is_plain):
         chosen = tuple(itertools.compress(segments, is_plain))
         shape = Shape(segments=chosen, scale=scale, window=sliding_window, softcap=softcap)
-        out: Tensor = PlainAttention.apply(query[0], key[0], value[0], shape)  # type: ignore[no-untyped-call]
+        # The gradient of query[0] would be a copy among zeros.
+        inputs = [tensor.squeeze(0) for tensor in (query, key, value)]
+        out: Tensor = PlainAttention.apply(*inputs, shape)  # type: ignore[no-untyped-call]
         if all(is_plain):
             return out[None], None
         outputs = list(out[None].split(lengths, dim=1))

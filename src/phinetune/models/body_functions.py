@@ -229,5 +229,6 @@ def rotated_heads(
     `tables` are cosine and sine, (1, T, R) with R <= D turned entries of a head.
     """
     cos_TR, sin_TR = (table[0].contiguous() for table in tables)
-    q_HTD, k_KTD, v_KTD = _RotatedHeads.apply(x[0], cos_TR, sin_TR, size, num_heads, kv_heads)  # type: ignore[no-untyped-call]
+    x_TW = x.squeeze(0)  # the gradient of x[0] would be a copy among zeros
+    q_HTD, k_KTD, v_KTD = _RotatedHeads.apply(x_TW, cos_TR, sin_TR, size, num_heads, kv_heads)  # type: ignore[no-untyped-call]
     return q_HTD[None], k_KTD[None], v_KTD[None]

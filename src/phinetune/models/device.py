@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from phinetune.base.errors import SettingsError
+from phinetune.kernels.library import described
 
 # On a CPU in bfloat16 oneDNN prepares code for every shape of a product and keeps the last 1,024, half a
 # gigabyte for a small model. The last 64 serve a step as fast (100 steps and 200 answers: the same CPU time
@@ -37,26 +38,25 @@ class Compute:
 def choose(device: str = "auto", dtype: str = "auto") -> Compute:
     """Resolve `auto`. Raises `SettingsError` when the machine has not what was asked for."""
     chosen = _device(device)
+    if chosen.type == "cpu":
+        kind, reason = _on_cpu(dtype)
+        return Compute(device=chosen, dtype=kind, reason=f"{reason}; {described(kind)}")
     if dtype != "auto":
         return Compute(device=chosen, dtype=getattr(torch, dtype), reason=f"{dtype}, as set")
     if chosen.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Compute(device=chosen, dtype=torch.bfloat16, reason="bfloat16: the GPU has it")
         return Compute(device=chosen, dtype=torch.float32, reason="float32: the GPU lacks bfloat16")
-    if chosen.type == "mps":
-        return Compute(device=chosen, dtype=torch.float32, reason="float32 on MPS")
+    return Compute(device=chosen, dtype=torch.float32, reason="float32 on MPS")
+
+
+def _on_cpu(dtype: str) -> tuple[torch.dtype, str]:
+    if dtype != "auto":
+        return getattr(torch, dtype), f"{dtype}, as set"
     speedup = cpu_bfloat16_speedup()
     if speedup > 1.2:
-        return Compute(
-            device=chosen,
-            dtype=torch.bfloat16,
-            reason=f"bfloat16: matrix products are {speedup:.1f} times as fast as float32 here",
-        )
-    return Compute(
-        device=chosen,
-        dtype=torch.float32,
-        reason=f"float32: bfloat16 matrix products are only {speedup:.1f} times as fast here",
-    )
+        return torch.bfloat16, f"bfloat16: matrix products are {speedup:.1f} times as fast as float32 here"
+    return torch.float32, f"float32: bfloat16 matrix products are only {speedup:.1f} times as fast here"
 
 
 def _device(name: str) -> torch.device:

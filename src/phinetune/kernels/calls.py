@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,11 @@ from phinetune.kernels.library import library
 
 def kernels_for(x: Tensor) -> Kernels | None:
     """The kernels for tensors like `x`, or None where PyTorch has to do."""
-    found = library(x.dtype) if x.device.type == "cpu" else None
+    return _kernels(library(x.dtype)) if x.device.type == "cpu" else None
+
+
+@functools.cache
+def _kernels(found: ctypes.CDLL | None) -> Kernels | None:
     return None if found is None else Kernels(found)
 
 

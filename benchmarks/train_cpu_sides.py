@@ -125,15 +125,18 @@ def _gemm_seconds(
     """Seconds of the bare bfloat16 matrix products of each step: the floor below which no step can go.
 
     Forward and input gradient of every adapted layer and of the head on the trained tokens, and the six
-    small products of each layer's adapter. Attention is not counted.
+    small products of each layer's adapter; in the last block's MLP on the trained tokens only, since no
+    others have to be computed. Attention is not counted.
     """
     import torch
 
     from phinetune.training.step import pieces
 
     layers = []
-    for layer in adapter.layers.values():
-        layers.append((layer.weight_OI.bfloat16(), layer.lora_A.bfloat16(), layer.lora_B.bfloat16()))
+    for name, layer in adapter.layers.items():
+        is_spared = f"layers.{work.num_layers - 1}.mlp." in name
+        weights = (layer.weight_OI.bfloat16(), layer.lora_A.bfloat16(), layer.lora_B.bfloat16())
+        layers.append((is_spared, *weights))
     head = base.head.weight.bfloat16()
     seconds = []
     for step in range(num_steps):
@@ -142,20 +145,20 @@ def _gemm_seconds(
         for piece in pieces(chosen, rows, settings.finetune_train_batch_size, True):
             num_tokens = sum(rows[row].num_tokens for row in piece)
             num_trained = sum(rows[row].num_trained for row in piece)
-            x = {w.shape[1]: torch.randn(num_tokens, w.shape[1]).bfloat16() for w, _, _ in layers}
-            dy = {w.shape[0]: torch.randn(num_tokens, w.shape[0]).bfloat16() for w, _, _ in layers}
+            sizes = {size for _, weight, _, _ in layers for size in weight.shape}
+            all_rows = {size: torch.randn(num_tokens, size).bfloat16() for size in sizes}
             hidden = torch.randn(num_trained, head.shape[1]).bfloat16()
             start = time.perf_counter()
-            for index, (weight, a, b) in enumerate(layers):
-                out_features, in_features = weight.shape
-                torch.nn.functional.linear(x[in_features], weight)
+            for index, (is_spared, weight, a, b) in enumerate(layers):
+                dy, x = (all_rows[size][: num_trained if is_spared else None] for size in weight.shape)
+                torch.nn.functional.linear(x, weight)
                 if index:  # nothing before the first layer learns
-                    dy[out_features] @ weight
-                u = x[in_features] @ a.t()
+                    dy @ weight
+                u = x @ a.t()
                 u @ b.t()
-                du = dy[out_features] @ b
-                dy[out_features].t() @ u
-                du.t() @ x[in_features]
+                du = dy @ b
+                dy.t() @ u
+                du.t() @ x
                 du @ a
             logits = torch.nn.functional.linear(hidden, head)
             logits @ head

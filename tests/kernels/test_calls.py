@@ -1,4 +1,4 @@
-"""Each kernel computes what its formula says in float64, for sizes that fill no vector and values at the edge."""
+"""Each kernel computes what its formula says in float64, for sizes that fill no vector."""
 
 from __future__ import annotations
 

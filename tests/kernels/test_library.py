@@ -55,7 +55,9 @@ def test_without_a_compiler_it_is_said_what_one_would_bring(monkeypatch):
 
 def test_a_compiler_that_fails_is_named_with_its_first_error(tmp_path, monkeypatch):
     compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'x.c: error: no such flag' >&2\nexit 1\n")
+    compiler.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'x.c: error: no such flag' >&2\nexit 1\n"
+    )
     compiler.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
     assert library.library(torch.bfloat16) is None

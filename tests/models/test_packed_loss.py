@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 
 from phinetune.models import attention
 from phinetune.models import loss as loss_module
-from phinetune.models.attention import PLAIN_WITH_KERNELS_BELOW, segment_attention
+from phinetune.models.attention import PLAIN_MATH_BELOW, segment_attention
+from phinetune.models.attention_tiles import TILE_ROWS
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.attention_tiles import TILE_ROWS
 
 # On both sides of the sliding windows (8), of LongRoPE's short context (32), of a block of queries
 # and of the length from which the fused kernel computes: all in one batch.
-LENGTHS = [5, 40, 17, TILE_ROWS + 100, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, PLAIN_WITH_KERNELS_BELOW + 1, 2]
+LENGTHS = [5, 40, 17, TILE_ROWS + 100, 9, SHORT_CONTEXT, SHORT_CONTEXT + 1, PLAIN_MATH_BELOW + 1, 2]
 # Neighbours decide which segments are padded to one length, and so the order of float32 sums.
 ROUNDING = 5e-6
 
@@ -25,6 +25,7 @@ ROUNDING = 5e-6
 def _plain_math_in_float32(monkeypatch):
     """Both ways of computing a segment are compared in float32, also the one meant for bfloat16."""
     monkeypatch.setattr(attention, "PLAIN_MATH_DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(attention, "PLAIN_WITH_KERNELS_BELOW", PLAIN_MATH_BELOW)
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MIXTURES])
@@ -114,7 +115,7 @@ def test_loss_and_gradient_of_the_hidden_states_are_torchs(
 
 @pytest.mark.parametrize("name", ["phi3", "phi3-window", "phi3.5-longrope", "gemma2", "gpt2"])
 def test_gradient_through_the_whole_model_is_autograds(name):
-    base, rows = tiny_base(name), random_rows([5, TILE_ROWS + 9, 17, PLAIN_WITH_KERNELS_BELOW, 33])
+    base, rows = tiny_base(name), random_rows([5, TILE_ROWS + 9, 17, PLAIN_MATH_BELOW, 33])
     weight = next(p for n, p in base.model.named_parameters() if "layers.0" in n or "h.0" in n)
     weight.requires_grad_()
     loss, _ = trained_token_loss(base, PackedBatch.lay(rows))

@@ -15,10 +15,10 @@ from phinetune.data.conversation import Source
 from phinetune.lora.attach import LoraSettings, attach
 from phinetune.models import attention
 from phinetune.models.attention import PLAIN_MATH_BELOW
+from phinetune.models.attention_tiles import JOINED_TOKENS, TILE_ROWS, placed, tiles_of
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.classifier import with_classifier
 from phinetune.models.loss import token_scores, trained_token_loss
-from phinetune.models.attention_tiles import JOINED_TOKENS, TILE_ROWS, placed, tiles_of
 from phinetune.models.shared_prefixes import LONG_REST, MIN_SHARED_TOKENS, num_added, shared_prefixes
 from phinetune.text.labelled import Labelled
 from phinetune.text.render import Rendered

@@ -54,9 +54,7 @@ class Kernels:
     ) -> Tensor:
         """The gradient of x by its norm and, where it is given, by the path past it."""
         dx = torch.empty_like(x)
-        self._call(
-            "norm_back", x, weight_W, inverse_T, d_out, d_past, dx, len(inverse_T), len(weight_W)
-        )
+        self._call("norm_back", x, weight_W, inverse_T, d_out, d_past, dx, len(inverse_T), len(weight_W))
         return dx
 
     def gate(self, gate_TW: Tensor, up_TW: Tensor) -> Tensor:
@@ -122,12 +120,23 @@ class Kernels:
         self._call("softmax_back", d_SHRM, probabilities_SHRM, spans_SR4, *d_SHRM.shape)
         return d_SHRM
 
-    def cross_entropy_(self, logits_NV: Tensor, targets_N: Tensor, smoothing: float, softcap: float) -> Tensor:
+    def cross_entropy_(
+        self, logits_NV: Tensor, targets_N: Tensor, smoothing: float, softcap: float
+    ) -> Tensor:
         """The loss of each row in float32; the gradient of the logits takes their place."""
-        if len(targets_N) and int(targets_N.max()) >= logits_NV.shape[1]:
-            raise IndexError(f"a target is {int(targets_N.max())}, of {logits_NV.shape[1]} entries")
+        greatest = targets_N.numpy().max(initial=0)
+        if greatest >= logits_NV.shape[1]:
+            raise IndexError(f"a target is {greatest}, of {logits_NV.shape[1]} entries")
         losses_N = torch.empty(len(logits_NV), dtype=torch.float32)
-        self._call("cross_entropy", logits_NV, targets_N, losses_N, *logits_NV.shape, float(smoothing), float(softcap))
+        self._call(
+            "cross_entropy",
+            logits_NV,
+            targets_N,
+            losses_N,
+            *logits_NV.shape,
+            float(smoothing),
+            float(softcap),
+        )
         return losses_N
 
     def draw_mask(self, num_words: int, threshold: int) -> Tensor:

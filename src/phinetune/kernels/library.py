@@ -1,7 +1,8 @@
 """Compile the kernels for this machine, once, and load them.
 
 The library lies in the user's cache under a name that tells source, flags, compiler and processor, so that
-a change of any of them makes a new one. It shares PyTorch's threads: `libgomp` is loaded already, by the same name.
+a change of any of them makes a new one. It shares PyTorch's threads: `libgomp` is loaded already, by the
+same name.
 Knows nothing of what the kernels compute.
 """
 
@@ -20,7 +21,16 @@ from pathlib import Path
 import torch
 
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_FLAGS = (
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+)
 # Half of what such a processor offers is gcc's own choice there.
 _X86_FLAGS = ("-mprefer-vector-width=512",)
 _TYPES = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
@@ -28,7 +38,7 @@ _COMPILE_TIMEOUT_S = 60
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for tensors of a type; None where there are none: another type, no compiler, or one that fails.
+    """The kernels for tensors of a type; None for other types, without a compiler, and where one fails.
 
     The first call on a machine takes a second.
     """
@@ -51,7 +61,9 @@ def _loaded(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         return ctypes.CDLL(str(_compiled(compiler, _TYPES[dtype]))), f"kernels in C, compiled by {compiler}"
     except subprocess.CalledProcessError as error:
         told = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
-        why = next((line for line in told if "error" in line), told[0] if told else f"exit {error.returncode}")
+        why = next(
+            (line for line in told if "error" in line), told[0] if told else f"exit {error.returncode}"
+        )
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         why = str(error)
     return None, f"no kernels, for {compiler} failed: {why.strip()}"
@@ -60,7 +72,9 @@ def _loaded(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
 def _compiled(compiler: str, of_type: tuple[str, ...]) -> Path:
     folder = Path(__file__).parent
     flags = (*_FLAGS, *(_X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *of_type)
-    told = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S).stdout
+    told = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
+    ).stdout
     known = [told, " ".join(flags).encode(), _processor()]
     known += [path.read_bytes() for path in sorted(folder.glob("*.[ch]"))]
     name = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
@@ -82,4 +96,6 @@ def _processor() -> bytes:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
         return platform.processor().encode()
-    return b"\n".join(sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))}))
+    return b"\n".join(
+        sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))})
+    )

@@ -1,6 +1,7 @@
-"""Tiles of one shape as one tensor: rows gathered from the batch, their scores made probabilities, and put back.
+"""Tiles of one shape as one tensor: rows gathered from the batch, probabilities, and the way back.
 
-Each in a kernel of C where the machine could compile them, else by PyTorch. Knows nothing of how tiles are cut.
+Each in a kernel of C where the machine could compile them, else by PyTorch. Knows nothing of how tiles are
+cut.
 
 # H query heads, K key heads, T tokens of the batch, D head size; S tiles of R rows and M keys, N = R H / K
 """
@@ -31,7 +32,6 @@ from phinetune.models.attention_tiles import (
 STACKED_PAIRS = 1 << 16
 # Masks up to this size are kept: every layer needs the same ones, and long segments' would fill the memory.
 KEPT_PAIRS = 1 << 18
-
 
 
 def _filled(x_HLD: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Attention's work cut into tiles: rows of one segment, or of several short neighbours, with the keys they see.
+"""Attention's work cut into tiles: rows of one segment, or of short neighbours, with the keys they see.
 
-A segment may continue a prefix, a stretch of tokens elsewhere in the batch: its rows see the prefix's keys too.
+A segment may continue a prefix, a stretch of tokens elsewhere in the batch: its rows see its keys too.
 Knows nothing of how attention is computed. # K key heads, D head size; a tile has R rows and M keys
 """
 
@@ -20,6 +20,8 @@ TILE_ROWS = 256
 JOINED_TOKENS = 64
 # Rows and keys of a tile are filled up to a multiple: odd shapes are slow, and new ones have to be prepared.
 TILE_MULTIPLE = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of the batch, and the stretch it continues (of no tokens where it continues none).

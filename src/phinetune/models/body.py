@@ -113,15 +113,24 @@ def _fused_attention(
     return module.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
-def _block(module: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
+def _block(
+    module: Any, hidden_states: Tensor, *args: Any, wanted_rows: Tensor | None = None, **options: Any
+) -> Any:
     # Gradient checkpointing is a matter of the class's own forward; what is within stays fast.
     is_checkpointed = module.training and module.gradient_checkpointing
     if args or is_checkpointed or not _is_fast_norm(module.input_layernorm, hidden_states):
         return _plain(module, hidden_states, *args, **options)
     past, x = _branch(module.input_layernorm, hidden_states, None)
     x, _ = module.self_attn(hidden_states=x, **options)
+    if wanted_rows is not None and _is_last(module):
+        # No other token is read after this block, and none sees another from here on.
+        past, x = past[:, wanted_rows], x[:, wanted_rows]
     past, x = _branch(module.post_attention_layernorm, past, _dropped(module, "resid_attn_dropout", x))
     return past + _dropped(module, "resid_mlp_dropout", module.mlp(x))
+
+
+def _is_last(module: Any) -> bool:
+    return bool(module.self_attn.layer_idx == module.self_attn.config.num_hidden_layers - 1)
 
 
 def _dropped(module: Any, name: str, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Norm, gated activation and rotation of a decoder block on a CPU, each as one autograd function.
 
-The same arithmetic as transformers' modules, in kernels of C where the machine could compile them. Elsewhere it is
-worked through a block of rows at a time, which stays in the processor's cache between one operation and the next; a
-whole tensor of activations would be read from and written to memory for each. Backward keeps little and forms the rest anew.
+The same arithmetic as transformers' modules, in kernels of C where the machine could compile them.
+Elsewhere it is worked through a block of rows at a time, which stays in the processor's cache between one
+operation and the next; a whole tensor of activations would be read from and written to memory for each.
+Backward keeps little and forms the rest anew.
 Knows nothing of modules. # T tokens, W features of a token, H heads, D head size
 """
 
@@ -90,9 +91,7 @@ def _norm_back(
     return dx
 
 
-def branch_norm(
-    x: Tensor, branch: Tensor | None, weight_W: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def branch_norm(x: Tensor, branch: Tensor | None, weight_W: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """x + branch, for the path past a sublayer, and its RMS norm, both of the shape (..., W) of x.
 
     Without a branch x is as it is. The weight is frozen. Norms are formed in float32 and rounded to x's type
@@ -195,7 +194,7 @@ def _rotate(x_TW: Tensor, cos_TR: Tensor, sin_TR: Tensor, size: int) -> Tensor:
 
 
 def _rotate_back(d_out_HTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, dx_TW: Tensor) -> None:
-    num_heads, tokens, size = d_out_HTD.shape
+    num_heads, _, size = d_out_HTD.shape
     d_HTD = d_out_HTD
     if cos_TR.shape[1]:
         turn_DD = _quarter_turn(size, cos_TR.shape[1], dx_TW.dtype)
@@ -224,7 +223,7 @@ def _quarter_turn(size: int, num_turned: int, dtype: torch.dtype) -> Tensor:
 def rotated_heads(
     x: Tensor, tables: tuple[Tensor, Tensor], *, size: int, num_heads: int, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query (1, H, T, D), key and value (1, K, T, D) of a projection (1, T, (H + 2 K) D), with rotary positions.
+    """Query (1, H, T, D), key and value (1, K, T, D) of a projection (1, T, (H + 2 K) D), turned by positions.
 
     `tables` are cosine and sine, (1, T, R) with R <= D turned entries of a head.
     """

@@ -69,8 +69,11 @@ class Base:
     def vocab_size(self) -> int:
         return int(self.model.config.vocab_size)
 
-    def hidden_states(self, batch: PackedBatch) -> Tensor:
+    def hidden_states(self, batch: PackedBatch, rows_F: Tensor | None = None) -> Tensor:
         """The last hidden states, (T, hidden): what the output head turns into logits.
+
+        Of the tokens `rows_F` only, (F, hidden), where they are given: the last block then spares what the
+        others need after attention, if `models.body` knows the block.
 
         LongRoPE models (Phi-3.5, Phi-4-mini) have two sets of frequencies, and transformers chooses
         one for a whole forward by its longest position. Short and long segments therefore go
@@ -80,14 +83,15 @@ class Base:
         own = range(batch.num_examples)
         long = [segment for segment in own if limit and batch.whole_length(segment) > limit]
         if len(long) in (0, len(own)):
-            return self._forward(batch)
+            return self._forward(batch, rows_F)
         hidden: dict[int, Tensor] = {}
         for kind in (long, [segment for segment in own if segment not in long]):
             # A prefix that both kinds continue is computed for both; nothing reads what it predicts.
             segments = batch.with_prefixes(kind)
             part = batch.part(segments)
             hidden |= zip(segments, self._forward(part).split(part.segment_lengths), strict=True)
-        return torch.cat([hidden[segment] for segment in range(len(hidden))])
+        hidden_TH = torch.cat([hidden[segment] for segment in range(len(hidden))])
+        return hidden_TH if rows_F is None else hidden_TH[rows_F]
 
     def head_logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, vocabulary) of hidden states, in the base's type."""
@@ -126,10 +130,12 @@ class Base:
             return None
         return int(rope["original_max_position_embeddings"])
 
-    def _forward(self, batch: PackedBatch) -> Tensor:
+    def _forward(self, batch: PackedBatch, rows_F: Tensor | None = None) -> Tensor:
         decoder = self.model.get_decoder()
         filled = batch.filled(TOKENS_MULTIPLE) if self.device.type == "cpu" else batch
         lower = self.lower.given(batch, filled.num_tokens) if self.lower else contextlib.nullcontext()
+        # Fewer rows only, so that their number tells whether the last block has chosen them.
+        is_sparing = rows_F is not None and len(rows_F) < filled.num_tokens
         with lower:
             out = decoder(
                 input_ids=filled.ids_T[None],
@@ -137,9 +143,12 @@ class Base:
                 use_cache=False,
                 segment_lengths=filled.segment_lengths,
                 segment_prefixes=filled.segment_prefixes,
+                **({"wanted_rows": rows_F} if is_sparing else {}),
             )
-        hidden: Tensor = out.last_hidden_state[0, : batch.num_tokens]
-        return hidden
+        hidden: Tensor = out.last_hidden_state.squeeze(0)
+        if rows_F is None:
+            return hidden[: batch.num_tokens]
+        return hidden if len(hidden) < filled.num_tokens else hidden[rows_F]
 
 
 def load_base(

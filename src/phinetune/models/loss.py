@@ -41,9 +41,8 @@ def trained_token_loss(base: Base, batch: PackedBatch, label_smoothing: float = 
     """
     if base.classifier is not None:
         return class_loss(base, batch, label_smoothing)
-    hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
-    hidden_FH, targets_N = hidden_TH[_filled(chosen)], batch.targets_T[chosen]
+    hidden_FH, targets_N = base.hidden_states(batch, _filled(chosen)), batch.targets_T[chosen]
     loss: Tensor = _SummedLoss.apply(hidden_FH, targets_N, base, label_smoothing, *_trained_head(base))
     return loss, len(chosen)
 
@@ -191,11 +190,10 @@ def token_scores(base: Base, batch: PackedBatch) -> TokenScores:
     """Negative log-likelihood (float32) and greedy correctness of each trained token, or of each class."""
     if base.classifier is not None:
         return _class_scores(base, batch)
-    hidden_TH = base.hidden_states(batch)
     chosen = (batch.targets_T != NOT_TRAINED).nonzero().squeeze(1)
-    hidden_FH, targets_N = hidden_TH[_filled(chosen)], batch.targets_T[chosen]
-    nll_N = torch.empty(len(chosen), dtype=torch.float32, device=hidden_TH.device)
-    is_correct_N = torch.empty(len(chosen), dtype=torch.bool, device=hidden_TH.device)
+    hidden_FH, targets_N = base.hidden_states(batch, _filled(chosen)), batch.targets_T[chosen]
+    nll_N = torch.empty(len(chosen), dtype=torch.float32, device=hidden_FH.device)
+    is_correct_N = torch.empty(len(chosen), dtype=torch.bool, device=hidden_FH.device)
     for span in _spans(hidden_FH, base.vocab_size):
         targets = targets_N[span]
         chunk = base.head_logits(hidden_FH[span])[: len(targets)]
@@ -203,8 +201,8 @@ def token_scores(base: Base, batch: PackedBatch) -> TokenScores:
             logits, target = chunk[rows].float(), targets[rows, None]
             nll_N[span][rows] = (logits.logsumexp(-1, keepdim=True) - logits.gather(1, target)).squeeze(1)
             is_correct_N[span][rows] = logits.argmax(-1) == target.squeeze(1)
-    lengths = torch.tensor(batch.segment_lengths, device=hidden_TH.device)
-    segments_T = torch.repeat_interleave(torch.arange(len(lengths), device=hidden_TH.device), lengths)
+    lengths = torch.tensor(batch.segment_lengths, device=hidden_FH.device)
+    segments_T = torch.repeat_interleave(torch.arange(len(lengths), device=hidden_FH.device), lengths)
     return TokenScores(nll_N=nll_N, is_correct_N=is_correct_N, segment_N=segments_T[chosen])
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from phinetune.models.attention import PLAIN_MATH_DTYPES
-from phinetune.models.loading import TOKENS_MULTIPLE, Base
-from phinetune.models.loss import BLOCK_ENTRIES, ROWS_MULTIPLE, chunk_rows
 from phinetune.models.attention_stacks import STACKED_PAIRS
 from phinetune.models.attention_tiles import JOINED_TOKENS, TILE_ROWS
+from phinetune.models.loading import TOKENS_MULTIPLE, Base
+from phinetune.models.loss import BLOCK_ENTRIES, ROWS_MULTIPLE, chunk_rows
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
 

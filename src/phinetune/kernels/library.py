@@ -11,14 +11,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
+
+from phinetune.base.errors import SpaceError
+from phinetune.base.files import committed_file
 
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = (
@@ -64,7 +65,7 @@ def _loaded(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         why = next(
             (line for line in told if "error" in line), told[0] if told else f"exit {error.returncode}"
         )
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, SpaceError, subprocess.TimeoutExpired) as error:
         why = str(error)
     return None, f"no kernels, for {compiler} failed: {why.strip()}"
 
@@ -81,12 +82,10 @@ def _compiled(compiler: str, of_type: tuple[str, ...]) -> Path:
     found = Path.home() / ".cache" / "phinetune" / "kernels" / f"{name}.so"
     if not found.exists():
         found.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=found.parent) as made:
-            out = Path(made) / found.name
+        with committed_file(found) as out:
             sources = [str(path) for path in sorted(folder.glob("*.c"))]
             command = [compiler, *flags, *sources, "-o", str(out), "-lm"]
             subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-            os.replace(out, found)
     return found
 
 

@@ -223,7 +223,7 @@ def _quarter_turn(size: int, num_turned: int, dtype: torch.dtype) -> Tensor:
 def rotated_heads(
     x: Tensor, tables: tuple[Tensor, Tensor], *, size: int, num_heads: int, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query (1, H, T, D), key and value (1, K, T, D) of a projection (1, T, (H + 2 K) D), turned by positions.
+    """Query (1, H, T, D), key and value (1, K, T, D) of a projection (1, T, (H + 2 K) D), with positions.
 
     `tables` are cosine and sine, (1, T, R) with R <= D turned entries of a head.
     """

@@ -28,7 +28,7 @@ from phinetune.text.render import Rendered
 
 # On a CPU in bfloat16 oneDNN prepares code for every shape of a matrix product and keeps it, up to the
 # limit that `models.device` sets: about this much more than what a first short pass has prepared.
-PREPARED_BYTES = 110e6
+PREPARED_BYTES = 70e6
 # Freed tensors leave holes that tensors of other sizes do not fill: this share of them, at most so much.
 HOLES_SHARE, HOLES_BYTES = 0.25, 250e6
 

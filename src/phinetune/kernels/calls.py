@@ -1,5 +1,6 @@
-"""The kernels as functions of tensors. Whatever they get lies in memory as they expect, or is laid out so.
+"""The kernels as functions of tensors, whose types and layouts in memory are asserted: C would read on.
 
+Knows nothing of modules or of autograd.
 # T tokens, W features of a token, H heads, D head size; S tiles of R rows and M keys, see heads.c
 """
 
@@ -43,6 +44,7 @@ class Kernels:
         self, x: Tensor, branch: Tensor | None, weight_W: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x + branch (or x itself), the RMS norm of it, both (..., W), and 1 / root mean square of rows."""
+        assert {x.dtype} == {tensor.dtype for tensor in (x, branch, weight_W) if tensor is not None}
         num_rows, width = x.numel() // len(weight_W), len(weight_W)
         both = x if branch is None else torch.empty_like(x)
         out, inverse_T = torch.empty_like(x), torch.empty(num_rows, dtype=torch.float32)
@@ -75,6 +77,7 @@ class Kernels:
 
     def rotate(self, x_TW: Tensor, cos_TR: Tensor, sin_TR: Tensor, size: int) -> Tensor:
         """The heads of x apart, (H, T, D), the first R entries of each turned."""
+        assert x_TW.dtype == cos_TR.dtype == sin_TR.dtype
         tokens, heads, turned = len(x_TW), x_TW.shape[1] // size, cos_TR.shape[1]
         out_HTD = torch.empty(heads, tokens, size, dtype=x_TW.dtype)
         self._call(
@@ -186,7 +189,6 @@ def _value(argument: Tensor | _Strided | float | None) -> float | None:
 
 
 def _common(*x_TW: Tensor) -> int:
-    """How far apart the rows of all of them lie."""
-    strides = {x.stride(0) for x in x_TW}
-    assert len(strides) == 1
-    return strides.pop()
+    """How far apart the rows of all of them lie, which are of one type."""
+    ((stride, _),) = {(x.stride(0), x.dtype) for x in x_TW}
+    return stride

@@ -7,45 +7,40 @@
 
 #include "number.h"
 
-/* (token, head, entry) to (head, token, entry); tokens of x lie token_stride entries apart. Of each head the first
-   `turned` entries are rotated: the first half of them by (cos, -sin) and the second by (cos, sin) of the other. */
+/* One head's first `turned` entries, each with one of the other half: the first half times cosine less the other times
+   `of_second`, the second times cosine and the other times `of_first`. sign -1 turns the other way. */
+static inline void turn(const number *from, number *to, const number *cosine, const number *of_second,
+                        const number *of_first, float sign, int64_t size, int64_t turned) {
+    int64_t half = turned / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        float first = load(from[i]), second = load(from[i + half]);
+        to[i] = store(first * load(cosine[i]) - sign * second * load(of_second[i]));
+        to[i + half] = store(second * load(cosine[i + half]) + sign * first * load(of_first[i]));
+    }
+    memcpy(to + turned, from + turned, (size - turned) * sizeof(number));
+}
+
+/* (token, head, entry) to (head, token, entry), turned; tokens of x lie token_stride entries apart. */
 void rotate(const number *x, int64_t token_stride, const number *cosine, const number *sine, number *out,
             int64_t num_heads, int64_t num_tokens, int64_t size, int64_t turned, int threads) {
-    int64_t half = turned / 2;
 #pragma omp parallel for num_threads(threads)
     for (int64_t token = 0; token < num_tokens; token++) {
         const number *c = cosine + token * turned, *s = sine + token * turned;
-        for (int64_t head = 0; head < num_heads; head++) {
-            const number *in = x + token * token_stride + head * size;
-            number *to = out + (head * num_tokens + token) * size;
-#pragma omp simd
-            for (int64_t i = 0; i < half; i++) {
-                float first = load(in[i]), second = load(in[i + half]);
-                to[i] = store(first * load(c[i]) - second * load(s[i]));
-                to[i + half] = store(second * load(c[i + half]) + first * load(s[i + half]));
-            }
-            memcpy(to + turned, in + turned, (size - turned) * sizeof(number));
-        }
+        for (int64_t head = 0; head < num_heads; head++)
+            turn(x + token * token_stride + head * size, out + (head * num_tokens + token) * size, c, s,
+                 s + turned / 2, 1, size, turned);
     }
 }
 
 void rotate_back(const number *d_out, const number *cosine, const number *sine, number *dx, int64_t token_stride,
                  int64_t num_heads, int64_t num_tokens, int64_t size, int64_t turned, int threads) {
-    int64_t half = turned / 2;
 #pragma omp parallel for num_threads(threads)
     for (int64_t token = 0; token < num_tokens; token++) {
         const number *c = cosine + token * turned, *s = sine + token * turned;
-        for (int64_t head = 0; head < num_heads; head++) {
-            const number *d = d_out + (head * num_tokens + token) * size;
-            number *to = dx + token * token_stride + head * size;
-#pragma omp simd
-            for (int64_t i = 0; i < half; i++) {
-                float first = load(d[i]), second = load(d[i + half]);
-                to[i] = store(first * load(c[i]) + second * load(s[i + half]));
-                to[i + half] = store(second * load(c[i + half]) - first * load(s[i]));
-            }
-            memcpy(to + turned, d + turned, (size - turned) * sizeof(number));
-        }
+        for (int64_t head = 0; head < num_heads; head++)
+            turn(d_out + (head * num_tokens + token) * size, dx + token * token_stride + head * size, c,
+                 s + turned / 2, s, -1, size, turned);
     }
 }
 

@@ -126,7 +126,7 @@ def _loss_and_slope(
 ) -> Tensor:
     """The summed loss of some rows; the gradient of the logits takes their place."""
     if kernels := kernels_for(logits_NV):
-        losses_N = kernels.cross_entropy_(logits_NV, targets_N, float(label_smoothing), softcap or 0.0)
+        losses_N = kernels.cross_entropy_(logits_NV, targets_N, label_smoothing, softcap or 0.0)
         return losses_N.sum()
     total = torch.zeros((), device=logits_NV.device)
     for rows in _blocks(logits_NV):

@@ -48,7 +48,7 @@ class PlainAttention(torch.autograd.Function):
             out_SHRD = (p_SKNM @ stack.keys_of(v_KTD)).view(q_SHRD.shape)
             stack.put_rows(out_SHRD, out_THD.transpose(0, 1))
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD)
-        ctx.shape, ctx.covers_all = shape, covers_all
+        ctx.shape = shape
         return out_THD
 
     @staticmethod

@@ -143,7 +143,10 @@ class Kernels:
         return losses_N
 
     def draw_mask(self, num_words: int, threshold: int) -> Tensor:
-        """Words of 64 bits, each set with probability 1 - threshold / 256, seeded by torch's generator."""
+        """Words of 64 bits, each set with probability 1 - threshold / 256, seeded by torch's generator.
+
+        Bit i % 64 of word i // 64 does for entry i.
+        """
         seed = int(torch.empty((), dtype=torch.int64).random_())
         mask = torch.empty(num_words, dtype=torch.int64)
         self._call("draw_mask", mask, num_words, seed, threshold)
@@ -151,7 +154,7 @@ class Kernels:
 
     def drop(self, x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
         """Write x to `out`, which may be x, without the entries that the mask drops."""
-        self._call("drop", x, mask, out, x.numel(), 4 * len(mask))
+        self._call("drop", x, mask, out, x.numel())
         return out
 
 

@@ -56,16 +56,16 @@ void draw_mask(uint64_t *mask, int64_t num_words, uint64_t seed, int64_t thresho
     }
 }
 
-/* x with the entries dropped whose bit is not set. Bit j of part i of a mask of P parts of 16 bits does for
-   entry j * P + i, so that neighbours in a vector of entries have neighbours in the mask. */
-void drop(const number *x, const uint16_t *mask, number *out, int64_t num_entries, int64_t num_parts, int threads) {
-    int64_t piece = 4096;
-#pragma omp parallel for collapse(2) num_threads(threads)
-    for (int64_t bit = 0; bit < 16; bit++)
-        for (int64_t start = 0; start < num_parts; start += piece) {
-            int64_t first = bit * num_parts, end = start + piece < num_parts ? start + piece : num_parts;
-            if (first + end > num_entries) end = num_entries - first;
-            for (int64_t i = start; i < end; i++)
-                out[first + i] = mask[i] >> bit & 1 ? x[first + i] : 0;
+/* x with the entries dropped whose bit is not set: bit i of the mask does for entry i. */
+void drop(const number *x, const uint32_t *mask, number *out, int64_t num_entries, int threads) {
+    int64_t piece = 1 << 13;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t start = 0; start < num_entries; start += piece) {
+        int64_t end = start + piece < num_entries ? start + piece : num_entries, i = start;
+        for (; i + 32 <= end; i += 32) {
+            uint32_t kept = mask[i / 32];
+            for (int bit = 0; bit < 32; bit++) out[i + bit] = kept >> bit & 1 ? x[i + bit] : 0;
         }
+        for (; i < end; i++) out[i] = mask[i / 32] >> i % 32 & 1 ? x[i] : 0;
+    }
 }

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from phinetune.kernels.products import MASK_MULTIPLE, products_for
 from phinetune.lora.dropout import BYTE_VALUES, drop_, dropped, keep_mask
 from phinetune.lora.frozen import FrozenWeight, product, product_back
+from phinetune.lora.joint_function import JointLoraLinear
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -87,5 +89,16 @@ def lora_linear(
     `dropout_threshold`, 0 for none; the mask comes from torch's global generator.
     """
     flat_TI = x.reshape(-1, x.shape[-1])
-    y_TO: Tensor = _LoraLinear.apply(flat_TI, weight_OI, bias_O, a_RI, b_OR, scaling, threshold)
+    function = JointLoraLinear if _is_joint(flat_TI, weight_OI, bias_O) else _LoraLinear
+    y_TO: Tensor = function.apply(flat_TI, weight_OI, bias_O, a_RI, b_OR, scaling, threshold)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
+
+
+def _is_joint(x_TI: Tensor, weight_OI: FrozenWeight, bias_O: Tensor | None) -> bool:
+    """Whether products in tiles can do, which take masks of rows that begin with a word of bits."""
+    return (
+        isinstance(weight_OI, Tensor)
+        and x_TI.shape[1] % MASK_MULTIPLE == 0
+        and (bias_O is None or bias_O.dtype == x_TI.dtype)
+        and products_for(x_TI, weight_OI.t()) is not None
+    )

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from phinetune.base.errors import ModelError, SettingsError
+from phinetune.kernels.products import products_for
 from phinetune.models import attention, device
 from phinetune.models.batch import PackedBatch
 from phinetune.models.body import speed_up
@@ -95,7 +96,14 @@ class Base:
 
     def head_logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, vocabulary) of hidden states, in the base's type."""
-        logits: Tensor = self.head(hidden_NH)
+        head = self.head
+        is_plain = type(head) is nn.Linear and not torch.is_grad_enabled()
+        products = products_for(hidden_NH, head.weight.t()) if is_plain else None
+        logits: Tensor = (
+            head(hidden_NH)
+            if products is None
+            else products.multiply(hidden_NH, head.weight.t(), bias_N=head.bias)
+        )
         if self.logit_softcap:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
         return logits

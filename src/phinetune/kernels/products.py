@@ -122,7 +122,7 @@ class Products:
                 setattr(product, f"{name}_stride", right.stride(0 if is_upright else 1))
                 setattr(product, f"{name}_is_upright", is_upright)
         num_threads = torch.get_num_threads()
-        scratch = _SCRATCH.of(self._library.scratch_bytes(ctypes.byref(product), num_threads))
+        scratch = SCRATCH.of(self._library.scratch_bytes(ctypes.byref(product), num_threads))
         self._library.multiply(ctypes.byref(product), ctypes.c_void_p(scratch), num_threads)
         return out
 
@@ -140,7 +140,7 @@ class _Scratch(threading.local):
         return self.kept.data_ptr()
 
 
-_SCRATCH = _Scratch()
+SCRATCH = _Scratch()
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from phinetune.kernels.attention import Options, tile_attention_for
 from phinetune.kernels.calls import kernels_for
 from phinetune.models.attention_tiles import placed
 from phinetune.models.plain_attention import PlainAttention, Shape, hidden
+from phinetune.models.tile_attention import TiledAttention
 
 IMPLEMENTATION = "segments"
 
@@ -29,6 +31,9 @@ IMPLEMENTATION = "segments"
 PLAIN_WITH_KERNELS_BELOW = 640
 PLAIN_MATH_BELOW = 384
 PLAIN_MATH_DTYPES = (torch.bfloat16,)
+# In tile registers all lengths are faster than by either, but what is kept of the scores' gradients grows with the
+# square: 21 MB a thread for so many tokens.
+TILES_UP_TO = 4096
 
 
 class CachedAttention(Protocol):
@@ -82,7 +87,10 @@ def segment_attention(
     assert sum(lengths) == query.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     plain_below: float = 0
-    if softcap:
+    tiles = None if dropout else tile_attention_for(query)
+    if tiles:
+        plain_below = TILES_UP_TO + 1
+    elif softcap:
         plain_below = math.inf
     elif query.device.type == "cpu" and query.dtype in PLAIN_MATH_DTYPES:
         plain_below = PLAIN_WITH_KERNELS_BELOW if kernels_for(query) else PLAIN_MATH_BELOW
@@ -94,10 +102,15 @@ def segment_attention(
     outputs: list[Tensor] = []
     if any(is_plain):
         chosen = tuple(itertools.compress(segments, is_plain))
-        shape = Shape(segments=chosen, scale=scale, window=sliding_window, softcap=softcap)
         # The gradient of query[0] would be a copy among zeros.
         inputs = [tensor.squeeze(0) for tensor in (query, key, value)]
-        out: Tensor = PlainAttention.apply(*inputs, shape)  # type: ignore[no-untyped-call]
+        out: Tensor
+        if tiles:
+            options = Options(scale=scale, window=sliding_window, softcap=softcap)
+            out = TiledAttention.apply(*inputs, chosen, options)  # type: ignore[no-untyped-call]
+        else:
+            shape = Shape(segments=chosen, scale=scale, window=sliding_window, softcap=softcap)
+            out = PlainAttention.apply(*inputs, shape)  # type: ignore[no-untyped-call]
         if all(is_plain):
             return out[None], None
         outputs = list(out[None].split(lengths, dim=1))

@@ -113,10 +113,9 @@ static inline void write_rows(const float *block, const float *factors, int64_t 
 static void lay_heads(const number *from, int64_t stride, int64_t count, int64_t size, number *rows, number *columns,
                       number *steps, int64_t strip) {
     if (rows) lay_rows(from, stride, count, size, 0, 0, 0, rows);
-    for (int64_t at = 0; at < size; at += SIDE) {
-        if (columns) lay_rows_as_columns(from + at, stride, size - at, count, columns + at * SIDE);
-        if (steps) lay_columns(from + at, stride, count, size - at, 0, 0, 0, steps + at / SIDE * strip);
-    }
+    if (steps) lay_columns(from, stride, count, size, 0, 0, 0, steps, strip);
+    for (int64_t at = 0; columns && at < size; at += SIDE)
+        lay_rows_as_columns(from + at, stride, size - at, count, columns + at * SIDE);
 }
 
 /* Scores of a strip of rows, one block for each strip of keys, become probabilities by 2 to the power of what they are

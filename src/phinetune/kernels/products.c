@@ -18,7 +18,7 @@
 #define PARTIAL_BYTES (8 << 20) /* of sums that go on later */
 #define LONGEST 2560            /* entries of a sum in one go */
 #define DEEP 8                  /* steps of a strip that stay in the first level's cache: 16 KB */
-#define GROUP 8                 /* strips of an upright factor laid out side by side */
+#define GROUP 32                /* strips of an upright factor laid out row by row */
 
 /* out = scale * (left right + kept(update_left update_right)) + bias.
 
@@ -88,16 +88,17 @@ int64_t can_multiply(void) {
 static void lay_right(const number *from, int64_t stride, int64_t is_upright, int64_t num_columns, int64_t first,
                       int64_t depth, int64_t begin, int64_t end, const uint32_t *mask, number *to,
                       int64_t strip_entries) {
-    for (int64_t at = 0; at < depth; at += SIDE)
-        for (int64_t i = begin; i < end; i++) {
-            int64_t row = first + at, column = i * SIDE, rows = depth - at, columns = num_columns - column;
-            number *step = to + (i - begin) * strip_entries + at * SIDE;
-            if (is_upright)
-                lay_columns(from + row * stride + column, stride, rows, columns, mask, row * num_columns + column,
-                            num_columns, step);
-            else
-                lay_rows_as_columns(from + column * stride + row, stride, rows, columns, step);
+    for (int64_t at = 0; at < depth; at += SIDE) {
+        int64_t row = first + at, rows = depth - at, column = begin * SIDE;
+        if (is_upright) {
+            lay_columns(from + row * stride + column, stride, rows, smaller(end * SIDE, num_columns) - column, mask,
+                        row * num_columns + column, num_columns, to + at * SIDE, strip_entries);
+            continue;
         }
+        for (int64_t i = begin; i < end; i++)
+            lay_rows_as_columns(from + i * SIDE * stride + row, stride, rows, num_columns - i * SIDE,
+                                to + (i - begin) * strip_entries + at * SIDE);
+    }
 }
 
 static void lay_left(const product *p, int64_t first, int64_t depth, int64_t rank, int64_t begin, int64_t end,

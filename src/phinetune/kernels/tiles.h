@@ -75,19 +75,23 @@ static inline void lay_rows(const number *from, int64_t stride, int64_t num_rows
         }
 }
 
-/* One step of a strip of a right factor (depth, columns): `num_rows` rows of it, at most 32. */
+/* One step of strips of a right factor (depth, columns), `strip` entries apart: `num_rows` rows of it, at most 32, one pair
+   after the other: memory is fast where lines follow each other. */
 static inline void lay_columns(const number *from, int64_t stride, int64_t num_rows, int64_t num_columns,
-                               const uint32_t *mask, int64_t mask_at, int64_t mask_stride, number *to) {
-    for (int64_t row = 0; row < SIDE; row += 2, from += 2 * stride, mask_at += 2 * mask_stride, to += SIDE) {
-        uint32_t first = 0, second = 0;
-        if (row < num_rows) first = first_bits(num_columns) & kept_bits(mask, mask_at);
-        if (row + 1 < num_rows) second = first_bits(num_columns) & kept_bits(mask, mask_at + mask_stride);
-        for (int half = 0; half < 2; half++, first >>= 16, second >>= 16) {
-            __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, from + 16 * half));
-            __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, from + stride + 16 * half));
-            _mm512_store_si512(to + half * STEP / 2, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+                               const uint32_t *mask, int64_t mask_at, int64_t mask_stride, number *to, int64_t strip) {
+    for (int64_t row = 0; row < SIDE; row += 2, from += 2 * stride, mask_at += 2 * mask_stride, to += SIDE)
+        for (int64_t at = 0; at < num_columns; at += SIDE) {
+            uint32_t first = 0, second = 0, inside = first_bits(num_columns - at);
+            if (row < num_rows) first = inside & kept_bits(mask, mask_at + at);
+            if (row + 1 < num_rows) second = inside & kept_bits(mask, mask_at + mask_stride + at);
+            for (int half = 0; half < 2; half++, first >>= 16, second >>= 16) {
+                const number *pair = from + at + 16 * half;
+                __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, pair));
+                __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, pair + stride));
+                _mm512_store_si512(to + at / SIDE * strip + half * STEP / 2,
+                                   _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+            }
         }
-    }
 }
 
 /* 16 rows of 16 pairs of entries become columns. */

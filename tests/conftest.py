@@ -44,15 +44,20 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _loopback_only)
 
 
-@pytest.fixture(params=["kernels", "torch"])
+@pytest.fixture(params=["tiles", "kernels", "torch"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with the kernels in C, and once more with what does their work without a compiler."""
+    """Runs a test with the kernels in C and products in tile registers; without the latter; and with what
+    does the work of both without a compiler."""
     import torch
 
-    from phinetune.kernels import calls
+    from phinetune.kernels import attention, calls, products
 
-    if request.param == "torch":
-        monkeypatch.setattr(calls, "library", lambda dtype: None)
-    elif calls.library(torch.float32) is None:
+    if request.param == "tiles" and not products.has_tiles(torch.bfloat16, torch.device("cpu")):
+        pytest.skip("the processor has no tile registers (AMX), or there is no C compiler")
+    if request.param == "kernels" and calls.library(torch.float32) is None:
         pytest.skip("no C compiler to make the kernels with")
+    for module in {"tiles": [], "kernels": [products, attention], "torch": [calls, products, attention]}[
+        request.param
+    ]:
+        monkeypatch.setattr(module, "library", lambda dtype: None)
     return str(request.param)

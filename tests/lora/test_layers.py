@@ -142,6 +142,35 @@ def test_a_bfloat16_base_keeps_a_float32_adapter():
         assert (a.float() - b).abs().max() <= 0.02 * b.abs().max()
 
 
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("kind", ["bias", "no bias", "Conv1D"])
+@pytest.mark.parametrize("in_features", [96, 36])  # rows of a mask that begin with a word, and that do not
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("num_tokens", [70, 9])
+def test_many_or_few_tokens_in_bfloat16_are_the_formula(kind, in_features, dropout, num_tokens):
+    torch.manual_seed(0)
+    base = {
+        "bias": lambda: nn.Linear(in_features, OUT),
+        "no bias": lambda: nn.Linear(in_features, OUT, bias=False),
+        "Conv1D": lambda: Conv1D(OUT, in_features),
+    }[kind]()
+    layer = random_layer(base.bfloat16(), dropout=dropout)
+    x = torch.randn(num_tokens, in_features).bfloat16().requires_grad_()
+    torch.manual_seed(3)
+    out = layer(x)
+    ours = gradients(out, layer, x)
+    torch.manual_seed(3)
+    keep = None
+    if dropout:
+        ones = torch.ones_like(x)
+        keep = dropped(ones, keep_mask(ones, layer.threshold)).double()
+    exact, y = layer.double(), x.detach().double().requires_grad_()
+    expected = by_autograd(exact, y, keep)
+    for a, b in zip([out, *ours], [expected, *gradients(expected, exact, y)], strict=True):
+        # Each rounding is up to 0.4 %, and several add up.
+        assert (a.double() - b).abs().max() <= 0.02 * b.abs().max()
+
+
 def test_only_what_is_needed_gets_a_gradient():
     layer = random_layer(nn.Linear(IN, OUT))
     layer(torch.randn(4, IN)).sum().backward()

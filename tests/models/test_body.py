@@ -93,8 +93,35 @@ def test_every_block_norm_and_mlp_of_a_known_model_is_sped_up(name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
-def test_an_unknown_model_is_left_as_it_is(name):
-    assert not any("forward" in vars(module) for module in speed_up(tiny_model(name)).modules())
+def test_of_an_unknown_model_nothing_but_plain_linear_layers_is_touched(name):
+    touched = [module for module in speed_up(tiny_model(name)).modules() if "forward" in vars(module)]
+    assert {type(module) for module in touched} <= {torch.nn.Linear}
+
+
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_frozen_linear_layer_passes_its_gradient_on(has_bias):
+    layer = speed_up(torch.nn.Linear(40, 24, bias=has_bias).bfloat16().requires_grad_(False))
+    x = torch.randn(2, 50, 40).bfloat16().requires_grad_()
+    d_out = torch.randn(2, 50, 24).bfloat16()
+    y = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.linear(y, *(p.double() for p in layer.parameters()))
+    found = layer(x)
+    torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=2**-7)
+    pair = (
+        torch.autograd.grad(out, of, d.to(out.dtype))
+        for out, of, d in ((found, x, d_out), (expected, y, d_out))
+    )
+    for ours, exact in zip(*pair, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=2**-7, atol=2**-7)
+    with torch.no_grad():
+        assert torch.equal(layer(x), found)
+
+
+def test_a_linear_layer_that_learns_gets_its_own_gradient():
+    layer = speed_up(torch.nn.Linear(40, 24).bfloat16())
+    layer(torch.randn(60, 40).bfloat16()).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 def test_without_gradients_the_modules_run_as_they_are():

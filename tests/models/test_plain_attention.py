@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from attention_oracle import row_by_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,21 +18,6 @@ from phinetune.models.plain_attention import PlainAttention, Shape
 SIZE = 8
 # The kernels are for float32 and bfloat16 only; float64 goes the other way.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
-
-
-def row_by_row(q_HTD, k_KTD, v_KTD, shape):
-    """Each row of each segment by itself: its prefix's keys, then those of its segment up to itself."""
-    k_HTD, v_HTD = (x.repeat_interleave(len(q_HTD) // len(k_KTD), dim=0) for x in (k_KTD, v_KTD))
-    out = [torch.zeros(len(q_HTD), q_HTD.shape[2], dtype=q_HTD.dtype) for _ in range(q_HTD.shape[1])]
-    for segment in shape.segments:
-        before = list(range(segment.prefix_start, segment.prefix_start + segment.prefix_length))
-        for row in range(segment.start, segment.start + segment.length):
-            seen = [*before, *range(segment.start, row + 1)][-(shape.window or 1 << 30) :]
-            scores = torch.einsum("hd,hmd->hm", q_HTD[:, row], k_HTD[:, seen]) * shape.scale
-            if shape.softcap:
-                scores = shape.softcap * torch.tanh(scores / shape.softcap)
-            out[row] = torch.einsum("hm,hmd->hd", torch.softmax(scores, -1), v_HTD[:, seen])
-    return torch.stack(out)
 
 
 def check(lengths, prefixes=(), **options):
@@ -53,7 +39,10 @@ def check_in(
     )
     ours = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
     d_out = torch.randn(sum(lengths), heads, SIZE, generator=drawn, dtype=torch.float64)
-    found, expected = PlainAttention.apply(*ours, shape), row_by_row(q, k, v, shape)
+    found, expected = (
+        PlainAttention.apply(*ours, shape),
+        row_by_row(q, k, v, segments, scale=0.3, window=window, softcap=softcap),
+    )
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance, check_dtype=False)
     for gradient, theirs in zip(
         torch.autograd.grad(found, ours, d_out.to(dtype)),

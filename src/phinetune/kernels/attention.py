@@ -86,8 +86,8 @@ class TileAttention:
     def forward(
         self, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, families: Families, options: Options
     ) -> tuple[Tensor, Tensor]:
-        """What the heads read, (T, H, D), zero for rows of no segment; and log2 of the sums of 2 to the scores
-        in base 2, (H, T)."""
+        """What the heads read, (T, H, D), zero for rows of no segment; and the binary logarithms of the sums of
+        the exponentials of scores, (H, T)."""
         num_heads, num_tokens, size = q_HTD.shape
         out_THD = families.made(q_HTD, (num_tokens, num_heads, size))
         sums_HT = torch.empty(num_heads, num_tokens)
@@ -108,14 +108,25 @@ class TileAttention:
         """The gradients of q, k and v."""
         dq, dk, dv = (families.made(x, x.shape) for x in (q_HTD, k_KTD, v_KTD))
         out, d_out = out_THD.transpose(0, 1), d_out_THD.transpose(0, 1)
-        tensors = {"q": q_HTD, "k": k_KTD, "v": v_KTD, "out": out, "d_out": d_out, "dq": dq, "dk": dk, "dv": dv}
+        tensors = {
+            "q": q_HTD,
+            "k": k_KTD,
+            "v": v_KTD,
+            "out": out,
+            "d_out": d_out,
+            "dq": dq,
+            "dk": dk,
+            "dv": dv,
+        }
         self._attend(families, options, sums_HT, **tensors)
         return dq, dk, dv
 
     def _attend(self, families: Families, options: Options, sums_HT: Tensor, **heads: Tensor) -> None:
         q_HTD, k_KTD = heads["q"], heads["k"]
         for x in heads.values():
-            assert x.dtype == torch.bfloat16 and x.stride(2) == 1 and x.shape[1:] == q_HTD.shape[1:]
+            assert x.dtype == torch.bfloat16
+            assert x.stride(2) == 1
+            assert x.shape[1:] == q_HTD.shape[1:]
         attention = _Attention(
             sums=sums_HT.data_ptr(),
             segments=families.segments_S4.data_ptr(),

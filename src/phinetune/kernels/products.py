@@ -1,8 +1,9 @@
 """Matrix products of bfloat16 in a CPU's tile registers (Intel AMX), else by PyTorch.
 
-A right factor lies as it is: a weight (out, in) is given as its transpose, which is a view. An adapter's update is
-added to the same sums, before they are rounded. PyTorch's own products prepare code for every new number of
-rows, and leave threads idle for many. Knows nothing of layers or of autograd.
+A right factor lies as it is: a weight (out, in) is given as its transpose, which is a view. An adapter's
+update is added to the same sums, before they are rounded. PyTorch's own products prepare code for every new
+number of rows, and leave threads idle for many of them. Knows nothing of layers or of autograd.
+
 # M rows, N columns, L entries of a sum, R rank
 """
 
@@ -30,14 +31,17 @@ class _Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("left", "right", "update_left", "update_right", "bias")),
         *((name, ctypes.c_void_p) for name in ("left_mask", "right_mask", "update_mask", "out")),
-        *((f"{name}_stride", ctypes.c_int64) for name in ("left", "right", "update_left", "update_right", "out")),
+        *(
+            (f"{name}_stride", ctypes.c_int64)
+            for name in ("left", "right", "update_left", "update_right", "out")
+        ),
         *((name, ctypes.c_int64) for name in ("right_is_upright", "update_right_is_upright", "out_is_float")),
         *((name, ctypes.c_int64) for name in ("num_rows", "num_columns", "depth", "rank")),
         ("scale", ctypes.c_float),
     )
 
 
-def product(left_ML: Tensor, right_LN: Tensor, *, out: Tensor | None = None) -> Tensor:
+def product_of(left_ML: Tensor, right_LN: Tensor, *, out: Tensor | None = None) -> Tensor:
     """left · right, in tiles where that can be. Not for autograd."""
     if products := products_for(left_ML, right_LN):
         return products.multiply(left_ML, right_LN, out=out)
@@ -51,6 +55,12 @@ def products_for(left_ML: Tensor, right_LN: Tensor) -> Products | None:
     if len(left_ML) < LEAST_ROWS or left_ML.stride(1) != 1 or 1 not in right_LN.stride():
         return None
     return _products(library(torch.bfloat16))
+
+
+def has_tiles(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of many rows are computed in tiles here."""
+    is_fit = dtype == torch.bfloat16 and device.type == "cpu"
+    return is_fit and _products(library(torch.bfloat16)) is not None
 
 
 @functools.cache
@@ -81,7 +91,7 @@ class Products:
         scale: float = 1.0,
         out: Tensor | None = None,
     ) -> Tensor:
-        """scale · (left · right + update_MR · update_RN) + bias, written to `out`, else a new bfloat16 tensor.
+        """scale · (left · right + update_MR · update_RN) + bias, in `out` or else in a new bfloat16 tensor.
 
         A mask of one bit an entry (`Kernels.draw_mask`) drops entries of left, of right, or of the update's
         product; such rows have a multiple of 32 entries, and a right factor lies row by row.
@@ -90,7 +100,8 @@ class Products:
         out = left_ML.new_empty(num_rows, num_columns) if out is None else out
         update_MR, update_RN = update or (None, None)
         rank = 0 if update_MR is None else update_MR.shape[1]
-        assert len(right_LN) == depth and out.shape == (num_rows, num_columns)
+        assert len(right_LN) == depth
+        assert out.shape == (num_rows, num_columns)
         assert update_RN is None or update_RN.shape == (rank, num_columns)
         assert left_mask is None or depth % MASK_MULTIPLE == 0
         assert (right_mask is None and update_mask is None) or num_columns % MASK_MULTIPLE == 0

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from phinetune.base.errors import SettingsError
 from phinetune.lora.dropout import BYTE_VALUES, drop_, dropped, keep_mask
+from phinetune.lora.frozen import product, product_back
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.weights import Update
 
@@ -134,14 +134,14 @@ class _DoraLinear(torch.autograd.Function):
         u_TR = dropped_TI @ a.t()
         ctx.factor = BYTE_VALUES / (BYTE_VALUES - threshold)
         ctx.scale = scaling * ctx.factor
-        v_TO = linear(dropped_TI, weight_OI)
+        v_TO = product(dropped_TI, weight_OI, None)
         if mask is None:
             y_TO = _times(v_TO.addmm_(u_TR, b.t(), alpha=ctx.scale), gain_O)
             if bias_O is not None:
                 y_TO += bias_O
         else:
             v_TO.mul_(ctx.factor).addmm_(u_TR, b.t(), alpha=ctx.scale)
-            y_TO = linear(x_TI, weight_OI, bias_O).addmm_(u_TR, b.t(), alpha=ctx.scale)
+            y_TO = product(x_TI, weight_OI, bias_O).addmm_(u_TR, b.t(), alpha=ctx.scale)
             y_TO.addcmul_(v_TO, (gain_O - 1).to(v_TO.dtype))
         ctx.save_for_backward(dropped_TI, mask, weight_OI, a, b, u_TR, gain_O, norm_O)
         return y_TO
@@ -150,7 +150,7 @@ class _DoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
         dropped_TI, mask, weight_OI, a, b, u_TR, gain_O, norm_O = ctx.saved_tensors
-        v_TO = linear(dropped_TI, weight_OI).mul_(ctx.factor).addmm_(u_TR, b.t(), alpha=ctx.scale)
+        v_TO = product(dropped_TI, weight_OI, None).mul_(ctx.factor).addmm_(u_TR, b.t(), alpha=ctx.scale)
         dm_O = v_TO.mul_(dy_TO).sum(0, dtype=torch.float32).div_(norm_O)
         dv_TO = _times(dy_TO, gain_O)
         du_TR = (dv_TO @ b).mul_(ctx.scale)
@@ -159,10 +159,10 @@ class _DoraLinear(torch.autograd.Function):
         dx_TI = None
         if ctx.needs_input_grad[0]:
             if mask is None:
-                dx_TI = (dv_TO @ weight_OI).addmm_(du_TR, a)
+                dx_TI = product_back(dv_TO, weight_OI).addmm_(du_TR, a)
             else:
                 changed_O = ((gain_O - 1) * ctx.factor).to(dy_TO.dtype)
-                dx_TI = (torch.mul(dy_TO, changed_O, out=dv_TO) @ weight_OI).addmm_(du_TR, a)
+                dx_TI = product_back(torch.mul(dy_TO, changed_O, out=dv_TO), weight_OI).addmm_(du_TR, a)
                 drop_(dx_TI, mask)
                 dx_TI.addmm_(dy_TO, weight_OI)
         dbias_O = dy_TO.sum(0) if ctx.needs_input_grad[2] else None

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from phinetune.kernels.products import product_of, products_for
+
 
 class TiledLinear(nn.Module):
     """A frozen linear layer without a weight tensor: `tile` gives any part of it.
@@ -55,9 +57,7 @@ class TiledLinear(nn.Module):
         return whole_OI.t() if self.is_transposed else whole_OI
 
     def forward(self, x: Tensor) -> Tensor:
-        flat_TI = x.reshape(-1, x.shape[-1])
-        y_TO: Tensor = _Product.apply(flat_TI, self)
-        return y_TO.view(*x.shape[:-1], self.out_features)
+        return frozen_linear(x, self, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}"
@@ -69,35 +69,46 @@ FrozenWeight = Tensor | TiledLinear
 def product(x_TI: Tensor, weight: FrozenWeight, bias_O: Tensor | None) -> Tensor:
     """x Wᵀ + b, (T, O)."""
     if isinstance(weight, Tensor):
+        if products := products_for(x_TI, weight.t()):
+            return products.multiply(x_TI, weight.t(), bias_N=bias_O)
         return torch.nn.functional.linear(x_TI, weight, bias_O)
     y_TO = x_TI.new_empty(len(x_TI), weight.out_features)
     columns = slice(0, weight.in_features)
     for rows in weight.row_tiles():
-        torch.mm(x_TI, weight.tile(rows, columns).t(), out=y_TO[:, rows])
+        product_of(x_TI, weight.tile(rows, columns).t(), out=y_TO[:, rows])
     return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
 def product_back(dy_TO: Tensor, weight: FrozenWeight) -> Tensor:
     """dy W, (T, I): the gradient of x. Tiles are columns here, so that no sum is split and rounded twice."""
     if isinstance(weight, Tensor):
-        return dy_TO @ weight
+        return product_of(dy_TO, weight)
     dx_TI = dy_TO.new_empty(len(dy_TO), weight.in_features)
     rows = slice(0, weight.out_features)
     for columns in weight.column_tiles():
-        torch.mm(dy_TO, weight.tile(rows, columns), out=dx_TI[:, columns])
+        product_of(dy_TO, weight.tile(rows, columns), out=dx_TI[:, columns])
     return dx_TI
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, layer: TiledLinear) -> Tensor:
-        ctx.layer = layer
-        return product(x_TI, layer, layer.bias)
+    def forward(ctx: Any, x_TI: Tensor, weight: FrozenWeight, bias_O: Tensor | None) -> Tensor:
+        kept = isinstance(weight, Tensor)
+        ctx.save_for_backward(*((weight,) if kept else ()))
+        ctx.layer = None if kept else weight
+        return product(x_TI, weight, bias_O)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, None]:
-        return (product_back(dy_TO, ctx.layer) if ctx.needs_input_grad[0] else None), None
+    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, None, None]:
+        weight = ctx.saved_tensors[0] if ctx.layer is None else ctx.layer
+        return (product_back(dy_TO, weight) if ctx.needs_input_grad[0] else None), None, None
+
+
+def frozen_linear(x: Tensor, weight: FrozenWeight, bias_O: Tensor | None) -> Tensor:
+    """x Wᵀ + b for x of shape (..., I), with a gradient for x alone."""
+    y_TO: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias_O)
+    return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
 
 
 def is_linear(layer: nn.Module) -> bool:

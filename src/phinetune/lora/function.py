@@ -90,7 +90,9 @@ def lora_linear(
     """
     flat_TI = x.reshape(-1, x.shape[-1])
     function = JointLoraLinear if _is_joint(flat_TI, weight_OI, bias_O) else _LoraLinear
-    y_TO: Tensor = function.apply(flat_TI, weight_OI, bias_O, a_RI, b_OR, scaling, threshold)
+    y_TO: Tensor = function.apply(  # type: ignore[no-untyped-call]
+        flat_TI, weight_OI, bias_O, a_RI, b_OR, scaling, threshold
+    )
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
 
 

@@ -1,7 +1,7 @@
 """The adapted linear layer with frozen product and update in the same sums, in a CPU's tile registers.
 
-The same arithmetic as `function.py`, and fewer passes over memory: dropout's mask is applied where factors are
-laid out, so that dropout(x) is nowhere kept; the update is added before sums are rounded.
+The same arithmetic as `function.py`, and fewer passes over memory: dropout's mask is applied where factors
+are laid out, so that dropout(x) is nowhere kept; the update is added before sums are rounded.
 
     u = s dropout(x) Aᵀ        y = x Wᵀ + u Bᵀ + b
     du = s dy B                dx = dy W + mask ∘ (du A)        dA = duᵀ dropout(x)      dB = dyᵀ u
@@ -68,6 +68,6 @@ def _products(left: Tensor, right: Tensor) -> Products:
 
 
 def _gradient(products: Products, by_TR: Tensor, of_TN: Tensor, mask: Tensor | None) -> Tensor:
-    """The sum over tokens, (R, N) in float32: with the small factor upright the large one is read row by row."""
+    """The sum over tokens, (R, N) in float32: so the large factor is read row by row."""
     out_RN = torch.empty(by_TR.shape[1], of_TN.shape[1])
     return products.multiply(by_TR.t().contiguous(), of_TN, right_mask=mask, out=out_RN)

@@ -31,8 +31,8 @@ IMPLEMENTATION = "segments"
 PLAIN_WITH_KERNELS_BELOW = 640
 PLAIN_MATH_BELOW = 384
 PLAIN_MATH_DTYPES = (torch.bfloat16,)
-# In tile registers all lengths are faster than by either, but what is kept of the scores' gradients grows with the
-# square: 21 MB a thread for so many tokens.
+# In tile registers all lengths are faster than by either, but what is kept of the scores' gradients grows
+# with the square: 17 MB a thread for so many tokens.
 TILES_UP_TO = 4096
 
 

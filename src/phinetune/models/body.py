@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from phinetune.kernels.products import products_for
+from phinetune.lora.frozen import frozen_linear
 from phinetune.models.attention import IMPLEMENTATION, segment_attention
 from phinetune.models.body_functions import branch_norm, gated_silu, rotated_heads
 
@@ -25,7 +27,9 @@ def speed_up(model: PreTrainedModel) -> PreTrainedModel:
     """Take the place of what is known in `model`, and return it; it may go to a device afterwards."""
     for module in model.modules():
         kind = _KINDS.get(f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}")
-        if kind is not None and type(module).__module__.startswith("transformers.models."):
+        if type(module) is nn.Linear:
+            module.forward = functools.partial(_linear, module)  # type: ignore[method-assign]
+        elif kind is not None and type(module).__module__.startswith("transformers.models."):
             # An attribute of the module goes before its class's method; a subclass would change its name.
             module.forward = functools.partial(kind, module)
     return model
@@ -34,6 +38,14 @@ def speed_up(model: PreTrainedModel) -> PreTrainedModel:
 def _plain(module: nn.Module, *args: Any, **options: Any) -> Any:
     """The class's own forward, of the class that the module has by now: dividing a base changes it."""
     return type(module).forward(module, *args, **options)
+
+
+def _linear(module: Any, x: Tensor) -> Tensor:
+    is_frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    if is_frozen and products_for(x.reshape(-1, x.shape[-1]), module.weight.t()) is not None:
+        return frozen_linear(x, module.weight, module.bias)
+    out: Tensor = _plain(module, x)
+    return out
 
 
 def _is_trained_on_cpu(x: Tensor) -> bool:

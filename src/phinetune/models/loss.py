@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from phinetune.kernels.calls import kernels_for
-from phinetune.kernels.products import product
+from phinetune.kernels.products import product_of
 from phinetune.lora.whole import HeadRows
 from phinetune.models.batch import NOT_TRAINED, PackedBatch
 from phinetune.models.classifier import class_logits, class_loss
@@ -99,7 +99,7 @@ class _SummedLoss(torch.autograd.Function):
             d_logits = logits
             head_gradients.add(d_logits, hidden)
             own_NH = head_gradients.through_rows(d_logits)
-            product(d_logits, weight_VH, out=gradient_FH[span])
+            product_of(d_logits, weight_VH, out=gradient_FH[span])
             if own_NH is not None:
                 gradient_FH[span] += own_NH
         ctx.save_for_backward(gradient_FH)

@@ -9,6 +9,7 @@ allocator has not given back. Knows nothing of data or settings.
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phinetune.kernels.products import has_tiles
 from phinetune.models.attention import PLAIN_MATH_DTYPES
 from phinetune.models.attention_stacks import STACKED_PAIRS
 from phinetune.models.attention_tiles import JOINED_TOKENS, TILE_ROWS
-from phinetune.models.loading import TOKENS_MULTIPLE, Base
+from phinetune.models.loading import Base
 from phinetune.models.loss import BLOCK_ENTRIES, ROWS_MULTIPLE, chunk_rows
 from phinetune.models.shared_prefixes import shared_prefixes
 from phinetune.text.render import Rendered
@@ -89,7 +91,8 @@ class Costs:
         # Where attention is plain products, the backward pass holds the probabilities and two gradients of
         # them, and the slope of a soft cap.
         has_cap = bool(getattr(config, "attn_logit_softcapping", None))
-        is_plain = has_cap or (is_cpu and base.dtype in PLAIN_MATH_DTYPES)
+        has_own = has_tiles(base.dtype, base.device)  # attention that holds next to nothing
+        is_plain = not has_own and (has_cap or (is_cpu and base.dtype in PLAIN_MATH_DTYPES))
         return cls(
             saved_per_token=saved_per_token,
             num_layers=int(config.num_hidden_layers),
@@ -100,7 +103,7 @@ class Costs:
             attention_per_pair=(3 + has_cap) * is_plain * int(config.num_attention_heads) * item_bytes,
             num_adapter_parameters=num_adapter_parameters,
             num_moments=num_moments,
-            tokens_multiple=TOKENS_MULTIPLE if is_cpu else 1,
+            tokens_multiple=base.tokens_multiple,
             is_cpu=is_cpu,
             has_prepared_shapes=is_cpu and base.dtype == torch.bfloat16,
         )
@@ -206,6 +209,18 @@ def _cgroup_bytes(name: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+@functools.cache
+def keep_freed() -> None:
+    """Let glibc keep what is freed, for the next step to use: giving it back and taking it again costs a
+    tenth of a step's time. `release_unused` gives it back."""
+    largest = 2**31 - 1
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        # The first alone would have every large tensor mapped by itself; older versions refuse it.
+        if mallopt(mmap_threshold, largest):
+            mallopt(trim_threshold, largest)
 
 
 def release_unused() -> None:

@@ -39,8 +39,10 @@ class TiledAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out_THD: Tensor) -> tuple[Tensor | None, ...]:
-        q_HTD, *others = ctx.saved_tensors
-        dq, dk, dv = _attention(q_HTD).backward(q_HTD, *others, d_out_THD, ctx.families, ctx.options)
+        q_HTD, k_KTD, v_KTD, out_THD, sums_HT = ctx.saved_tensors
+        dq, dk, dv = _attention(q_HTD).backward(
+            q_HTD, k_KTD, v_KTD, out_THD, sums_HT, d_out_THD, ctx.families, ctx.options
+        )
         return dq, dk, dv, None, None
 
 

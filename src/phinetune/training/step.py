@@ -18,6 +18,7 @@ from phinetune.lora.attach import Adapter
 from phinetune.models.batch import PackedBatch
 from phinetune.models.loading import Base
 from phinetune.models.loss import trained_token_loss
+from phinetune.models.memory import keep_freed
 from phinetune.models.shared_prefixes import num_added
 from phinetune.text.render import Rendered
 from phinetune.text.row_files import num_tokens_in, num_trained_in
@@ -134,6 +135,8 @@ def train_step(
     Raises `DivergedError`, leaving weights and optimizer untouched, when loss or gradient is not
     finite; it names the step, the rows and the first weight at fault.
     """
+    if base.device.type == "cpu":
+        keep_freed()
     used = [row for sequence in sequences for row in sequence]
     num_trained = num_trained_in(rows, used)
     parameters = adapter.parameters()

@@ -18,6 +18,7 @@
 #define PARTIAL_BYTES (8 << 20) /* of sums that go on later */
 #define LONGEST 2560            /* entries of a sum in one go */
 #define DEEP 8                  /* steps of a strip that stay in the first level's cache: 16 KB */
+#define PAST_CACHE (1 << 20)    /* entries: so large a result is not fetched into the cache before it is written */
 #define GROUP 32                /* strips of an upright factor laid out row by row */
 
 /* out = scale * (left right + kept(update_left update_right)) + bias.
@@ -130,6 +131,7 @@ static inline __m512 widened(__m256i x) {
 
 static void write_block(const product *p, const float *block, int64_t row, int64_t column) {
     uint32_t kept = first_bits(p->num_columns - column);
+    int is_past_cache = p->num_rows * p->num_columns > PAST_CACHE;
     __m512 scale = _mm512_set1_ps(p->scale), bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     if (p->bias)
         for (int half = 0; half < 2; half++)
@@ -141,8 +143,14 @@ static void write_block(const product *p, const float *block, int64_t row, int64
         if (p->out_is_float) {
             _mm512_mask_storeu_ps((float *)p->out + at, kept, low);
             _mm512_mask_storeu_ps((float *)p->out + at + 16, kept >> 16, high);
-        } else
-            _mm512_mask_storeu_epi16((number *)p->out + at, kept, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            continue;
+        }
+        number *to = (number *)p->out + at;
+        __m512i line = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        if (is_past_cache && kept == 0xffffffff && (uintptr_t)to % 64 == 0)
+            _mm512_stream_si512((void *)to, line);
+        else
+            _mm512_mask_storeu_epi16(to, kept, line);
     }
 }
 
@@ -216,6 +224,7 @@ void multiply(const product *p, char *scratch, int threads) {
                     }
             }
         _tile_release();
+        _mm_sfence(); /* what was written past the cache is there for all threads */
     }
 }
 #else

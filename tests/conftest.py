@@ -60,4 +60,5 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         request.param
     ]:
         monkeypatch.setattr(module, "library", lambda dtype: None)
+    monkeypatch.setattr(products, "LEAST_ROWS", 10)  # tests have few
     return str(request.param)

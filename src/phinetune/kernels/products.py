@@ -19,8 +19,8 @@ from torch import Tensor
 
 from phinetune.kernels.library import library
 
-# Fewer rows than this are faster in PyTorch's products, which lay out nothing for them.
-LEAST_ROWS = 48
+# With fewer rows PyTorch is faster, up to twice: laying out a weight then takes longer than multiplying by it.
+LEAST_ROWS = 128
 # Where rows of a mask have to begin.
 MASK_MULTIPLE = 32
 

@@ -1,9 +1,11 @@
-"""Where phinetune's plain attention beats PyTorch's fused one on a CPU, forward and backward.
+"""phinetune's attention in tile registers and by plain products against PyTorch's fused one on a CPU.
+
+Forward and backward; tiles only where the processor has them (AMX).
 
     python benchmarks/attention_cpu.py [--threads N] [--heads 12] [--head-size 64]
 
-The crossover belongs in `PLAIN_WITH_KERNELS_BELOW` of phinetune.models.attention, of a machine without a C
-compiler in `PLAIN_MATH_BELOW`. A second table asks how the short segments of a packed batch are best
+The crossover of plain and fused belongs in `PLAIN_WITH_KERNELS_BELOW` of phinetune.models.attention, of a
+machine without a C compiler in `PLAIN_MATH_BELOW`. A second table asks how the short segments of a packed batch are best
 computed: all in our one function, one fused call each, one fused call with a block mask, or as a batch of
 segments of equal length (which real chats are not). A third one compares rows that begin alike with their
 rests after a shared prefix.
@@ -22,18 +24,20 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from phinetune.models import attention
 
-LENGTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+LENGTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 2048)
 # Tokens of the prefix and of each rest, and how many rests.
 PREFIXED = ((16, 40, 30), (60, 57, 17), (60, 300, 6), (60, 500, 4), (250, 700, 2), (1000, 50, 2))
 NUM_TRIES = 9
 LIMITS = ("PLAIN_WITH_KERNELS_BELOW", "PLAIN_MATH_BELOW")
-NO_LENGTH, EVERY_LENGTH = 0, 1 << 30
+NO_LENGTH, EVERY_LENGTH, AS_IN_TRAINING = 0, 1 << 30, -1
 
 
 @contextlib.contextmanager
 def plain_below(length: int) -> Iterator[None]:
-    before = {name: getattr(attention, name) for name in LIMITS}
-    vars(attention).update(dict.fromkeys(LIMITS, length))
+    """Within the block attention is plain below a length and fused from there on, or as in training."""
+    before = {name: getattr(attention, name) for name in (*LIMITS, "tile_attention_for")}
+    if length != AS_IN_TRAINING:
+        vars(attention).update(dict.fromkeys(LIMITS, length), tile_attention_for=lambda _: None)
     try:
         yield
     finally:
@@ -75,17 +79,19 @@ def drawn(batch: int, heads: int, length: int, head_size: int, dtype: torch.dtyp
 
 def crossover(heads: int, head_size: int, dtype: torch.dtype) -> None:
     print(f"\n{str(dtype).removeprefix('torch.')}, {heads} heads of {head_size}, milliseconds a segment")
-    print(f"{'length':>8}{'plain':>10}{'fused':>10}{'plain/fused':>13}")
+    print(f"{'length':>8}{'plain':>10}{'fused':>10}{'plain/fused':>13}{'in training':>13}")
     for length in LENGTHS:
         inputs = drawn(1, heads, length, head_size, dtype)
         ours = segments((length,), inputs, EVERY_LENGTH)
         theirs = segments((length,), inputs, NO_LENGTH)
-        print(f"{length:>8}{ours:>10.2f}{theirs:>10.2f}{ours / theirs:>13.2f}")
+        now = segments((length,), inputs, AS_IN_TRAINING)
+        print(f"{length:>8}{ours:>10.2f}{theirs:>10.2f}{ours / theirs:>13.2f}{now:>13.2f}")
 
 
 def together(heads: int, head_size: int, dtype: torch.dtype, num_tokens: int) -> None:
     print(f"\n{num_tokens} tokens in equal segments, {str(dtype).removeprefix('torch.')}, milliseconds")
-    print(f"{'length':>8}{'ours':>10}{'fused each':>12}{'fused, masked':>15}{'fused, batch':>14}")
+    print(f"{'length':>8}{'in training':>13}{'plain':>10}{'fused each':>12}", end="")
+    print(f"{'fused, masked':>15}{'fused, batch':>14}")
     for length in (32, 64, 128, 256):
         count = num_tokens // length
         lengths = (length,) * count
@@ -100,7 +106,8 @@ def together(heads: int, head_size: int, dtype: torch.dtype, num_tokens: int) ->
             return scaled_dot_product_attention(q, k, v, is_causal=True)
 
         print(
-            f"{length:>8}{segments(lengths, packed, EVERY_LENGTH):>10.1f}"
+            f"{length:>8}{segments(lengths, packed, AS_IN_TRAINING):>13.1f}"
+            f"{segments(lengths, packed, EVERY_LENGTH):>10.1f}"
             f"{segments(lengths, packed, NO_LENGTH):>12.1f}{milliseconds(masked, packed):>15.1f}"
             f"{milliseconds(batch, drawn(count, heads, length, head_size, dtype)):>14.1f}"
         )
@@ -108,9 +115,9 @@ def together(heads: int, head_size: int, dtype: torch.dtype, num_tokens: int) ->
 
 def prefixed(heads: int, head_size: int, dtype: torch.dtype) -> None:
     """Attention alone: what the tokens that are not computed save elsewhere comes on top."""
-    print(f"\n{str(dtype).removeprefix('torch.')}, milliseconds; plain or fused as in training")
+    print(f"\n{str(dtype).removeprefix('torch.')}, milliseconds; as in training")
     print(f"{'prefix':>8}{'rest':>8}{'rows':>8}{'each':>10}{'shared':>10}{'by mask':>10}")
-    below = attention.PLAIN_WITH_KERNELS_BELOW
+    below = AS_IN_TRAINING
     for prefix, rest, count in PREFIXED:
         lengths, prefixes = (rest,) * count + (prefix,), (count,) * count + (None,)
         each = drawn(1, heads, (prefix + rest) * count, head_size, dtype)
@@ -130,8 +137,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    now = attention.PLAIN_WITH_KERNELS_BELOW
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; plain is used below {now} tokens")
+    has_tiles = attention.tile_attention_for(torch.zeros(1, dtype=torch.bfloat16)) is not None
+    below = attention.PLAIN_WITH_KERNELS_BELOW
+    used = "bfloat16 in tile registers" if has_tiles else f"plain is used below {below} tokens"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {used}")
     for dtype in (torch.bfloat16, torch.float32):
         crossover(options.heads, options.head_size, dtype)
     together(options.heads, options.head_size, torch.bfloat16, 2048)

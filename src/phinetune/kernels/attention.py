@@ -86,8 +86,8 @@ class TileAttention:
     def forward(
         self, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, families: Families, options: Options
     ) -> tuple[Tensor, Tensor]:
-        """What the heads read, (T, H, D), zero for rows of no segment; and the binary logarithms of the sums of
-        the exponentials of scores, (H, T)."""
+        """What the heads read, (T, H, D), zero for rows of no segment; and of the sums of the exponentials of
+        scores the binary logarithms, (H, T)."""
         num_heads, num_tokens, size = q_HTD.shape
         out_THD = families.made(q_HTD, (num_tokens, num_heads, size))
         sums_HT = torch.empty(num_heads, num_tokens)

@@ -57,9 +57,11 @@ def _loaded(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         return None, "no kernels for this type"
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
-        return None, f"no C compiler ({', '.join(_COMPILERS)}): with one training is about a third faster"
+        return None, f"no C compiler ({', '.join(_COMPILERS)}): with one training is faster"
     try:
-        return ctypes.CDLL(str(_compiled(compiler, _TYPES[dtype]))), f"kernels in C, compiled by {compiler}"
+        found = ctypes.CDLL(str(_compiled(compiler, _TYPES[dtype])))
+        tiles = " and products in tile registers" if found.can_multiply() else ""
+        return found, f"kernels in C{tiles}, compiled by {compiler}"
     except subprocess.CalledProcessError as error:
         told = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
         why = next(

@@ -47,8 +47,6 @@ typedef struct {
     int64_t lefts, blocks;
 } cut;
 
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ratio(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
@@ -154,8 +152,8 @@ static void write_block(const product *p, const float *block, int64_t row, int64
     }
 }
 
-/* Strips `begin` to `end` of rows times one strip of columns: `size` entries of the sums from `first` on. A step's part of
-   the columns stays in the first level's cache while all the rows pass by, sums wait in `blocks`. */
+/* Strips `begin` to `end` of rows times one strip of columns: `size` entries of the sums from `first` on. A part of the
+   columns stays in the first level's cache while all the rows pass by, sums wait in `blocks`. */
 static void multiply_strip(const product *p, const cut *c, const number *lefts, const number *right, float *blocks,
                            float *partials, int64_t begin, int64_t end, int64_t column_strip, int64_t first,
                            int64_t size, int64_t rank) {
@@ -179,8 +177,8 @@ static void multiply_strip(const product *p, const cut *c, const number *lefts, 
             }
             /* Meanwhile what comes next of the columns is fetched: without, a third of the time is waiting. */
             const char *next = (const char *)(right + (step + DEEP) * STEP);
-            for (int64_t line = (i - begin) * lines / (end - begin); line < (i + 1 - begin) * lines / (end - begin); line++)
-                __builtin_prefetch(next + line * 64, 0, 2);
+            int64_t num_rows = end - begin, line = (i - begin) * lines / num_rows;
+            for (; line < (i + 1 - begin) * lines / num_rows; line++) __builtin_prefetch(next + line * 64, 0, 2);
             add_products(left + step * STEP, right + step * STEP, smaller(DEEP, num_steps - step));
             int is_last = step + DEEP >= num_steps;
             store_sums(is_last && first + size < p->depth ? partial : block);

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from phinetune.kernels.library import library
 
-# With fewer rows PyTorch is faster, up to twice: laying out a weight then takes longer than multiplying by it.
+# With fewer rows PyTorch is faster, up to twice: laying a weight out then takes longer than the product.
 LEAST_ROWS = 128
 # Where rows of a mask have to begin.
 MASK_MULTIPLE = 32

@@ -13,6 +13,9 @@
 #define STEPS(size) (((size) + SIDE - 1) / SIDE)
 #define FENCE __asm__ volatile("" ::: "memory") /* the intrinsics do not say that they read and write memory */
 
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* All eight tiles: 16 rows of 64 bytes. */
 static inline void claim_tiles(void) {
     struct { uint8_t palette, start, unused[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } config = {.palette = 1};
@@ -75,8 +78,8 @@ static inline void lay_rows(const number *from, int64_t stride, int64_t num_rows
         }
 }
 
-/* One step of strips of a right factor (depth, columns), `strip` entries apart: `num_rows` rows of it, at most 32, one pair
-   after the other: memory is fast where lines follow each other. */
+/* One step of strips of a right factor (depth, columns), `strip` entries apart: `num_rows` rows of it, at most 32, one
+   pair after the other: memory is fast where lines follow each other. */
 static inline void lay_columns(const number *from, int64_t stride, int64_t num_rows, int64_t num_columns,
                                const uint32_t *mask, int64_t mask_at, int64_t mask_stride, number *to, int64_t strip) {
     for (int64_t row = 0; row < SIDE; row += 2, from += 2 * stride, mask_at += 2 * mask_stride, to += SIDE)

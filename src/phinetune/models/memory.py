@@ -72,6 +72,7 @@ class Costs:
     vocab_size: int
     item_bytes: int
     attention_per_pair: float
+    num_tile_threads: int
     num_adapter_parameters: int
     num_moments: int
     tokens_multiple: int
@@ -101,6 +102,7 @@ class Costs:
             vocab_size=base.vocab_size,
             item_bytes=item_bytes,
             attention_per_pair=(3 + has_cap) * is_plain * int(config.num_attention_heads) * item_bytes,
+            num_tile_threads=torch.get_num_threads() if has_own else 0,
             num_adapter_parameters=num_adapter_parameters,
             num_moments=num_moments,
             tokens_multiple=base.tokens_multiple,
@@ -120,7 +122,8 @@ class Costs:
         layer = saved / self.num_layers
         keys = shape.longest_prefix + max(shape.longest_segment, JOINED_TOKENS)
         pairs = max(min(keys, TILE_ROWS) * keys, min(shape.num_tokens * keys, STACKED_PAIRS))
-        attention = pairs * self.attention_per_pair
+        # In tiles each thread holds half the gradients of one head's scores, in two bytes each.
+        attention = max(pairs * self.attention_per_pair, keys**2 * self.num_tile_threads)
         products = tokens * (2 * self.inner_size + 4 * self.hidden_size) * self.item_bytes
         working = max(products, attention)
         loss = self._loss(shape)

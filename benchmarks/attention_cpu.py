@@ -5,10 +5,10 @@ Forward and backward; tiles only where the processor has them (AMX).
     python benchmarks/attention_cpu.py [--threads N] [--heads 12] [--head-size 64]
 
 The crossover of plain and fused belongs in `PLAIN_WITH_KERNELS_BELOW` of phinetune.models.attention, of a
-machine without a C compiler in `PLAIN_MATH_BELOW`. A second table asks how the short segments of a packed batch are best
-computed: all in our one function, one fused call each, one fused call with a block mask, or as a batch of
-segments of equal length (which real chats are not). A third one compares rows that begin alike with their
-rests after a shared prefix.
+machine without a C compiler in `PLAIN_MATH_BELOW`. A second table asks how the short segments of a packed
+batch are best computed: all in our one function, one fused call each, one fused call with a block mask, or as
+a batch of segments of equal length (which real chats are not). A third one compares rows that begin alike
+with their rests after a shared prefix.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@
    one key head of a family: a prefix and all segments that continue it, or a segment that continues nothing.
    Nothing but out and the logarithms of the rows' sums is kept for the way back. */
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "number.h"
+
+#ifdef HAS_TILES
 
 #include <omp.h>
 

@@ -1,5 +1,7 @@
 /* What the parts of attention share: what is computed, what a thread works in, and which keys a row sees. */
 
+#pragma once
+
 #include "tiles.h"
 
 /* Heads of tokens: an entry is at head * head_stride + token * token_stride + entry. */

@@ -1,7 +1,9 @@
 /* Attention's way back: probabilities are formed again, keys by rows, from scores and the logarithms of sums.
    FlashAttention-2 (arXiv 2307.08691), algorithm 2; the gradients of scores are kept, so that none is formed twice. */
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "number.h"
+
+#ifdef HAS_TILES
 
 #include "attention.h"
 

@@ -1,7 +1,9 @@
 /* Attention's way there: scores, probabilities and what each row reads. All scores of 32 rows fit into the cache, so
    that FlashAttention's blocks of keys are not needed. */
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "number.h"
+
+#ifdef HAS_TILES
 
 #include "attention.h"
 

@@ -2,6 +2,13 @@
 
    Compiled once for bfloat16 (-DBFLOAT16) and once for float: sums and functions are float in both. */
 
+#pragma once
+
+/* Tile registers (AMX), and an operating system that is known to lend them. */
+#if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define HAS_TILES
+#endif
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

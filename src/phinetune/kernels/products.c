@@ -4,9 +4,11 @@
    out so many rows as its cache holds. Sums are float32 and run from the first entry to the last whatever
    else is computed: a row's result does not hang on the rows beside it, nor on the threads. */
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
-
 #define _GNU_SOURCE
+#include "number.h"
+
+#ifdef HAS_TILES
+
 #include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -226,7 +228,5 @@ void multiply(const product *p, char *scratch, int threads) {
     }
 }
 #else
-#include <stdint.h>
-
 int64_t can_multiply(void) { return 0; }
 #endif

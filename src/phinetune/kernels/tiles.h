@@ -4,6 +4,8 @@
    one tile of 16 rows (columns) after the other. A tile of a right factor holds pairs along the sum side by
    side. What fills a strip up is 0. Intel 64 and IA-32 Architectures Optimization Reference Manual, chapter 20. */
 
+#pragma once
+
 #include <immintrin.h>
 
 #include "number.h"

@@ -34,7 +34,12 @@ def test_seconds_are_those_of_all_steps_and_evaluations(monkeypatch):
     plan = training.plan
     assert plan.evaluation_steps == (4, 8, 12)
     expected = 2 * plan.train.num_tokens * 0.01 + 4 * plan.test.num_tokens * 0.001
-    assert training_seconds(training.probe(), training.settings, plan) == pytest.approx(expected)
+    probe = training.probe()
+    assert training_seconds(probe, training.settings, plan) == pytest.approx(expected)
+    # The probe does without checkpointing; with it each step goes forward once more.
+    settings = training.settings.model_copy(update={"gradient_checkpointing": True})
+    longer = expected + 2 * plan.train.num_tokens * 0.01 * forecast_module.FORWARD_SHARE
+    assert training_seconds(probe, settings, plan) == pytest.approx(longer)
 
 
 def test_several_batches_are_timed_and_none_twice(monkeypatch):

@@ -28,6 +28,8 @@ from phinetune.training.settings import TrainingSettings
 from phinetune.training.step import pieces
 
 PROBE_TOKENS = 1024
+# Of a step's time, what gradient checkpointing does once more: a quarter to two fifths (docs/forecast.md).
+FORWARD_SHARE = 1 / 3
 # Comparing the beginnings of rows takes about 5 us each, and a forecast is made for many settings.
 MOST_COMPARED_ROWS = 20_000
 
@@ -110,7 +112,8 @@ def probe(
 def training_seconds(probe: Probe, settings: TrainingSettings, plan: Plan, num_ranks: int = 1) -> float:
     """All steps and all evaluations, divided among so many processes."""
     tokens_per_step = plan.train.num_tokens / plan.steps_per_epoch
-    steps_s = plan.num_steps * tokens_per_step * probe.train_s
+    again = FORWARD_SHARE if settings.gradient_checkpointing else 0
+    steps_s = plan.num_steps * tokens_per_step * probe.train_s * (1 + again)
     evaluations_s = num_evaluations(settings, plan) * plan.test.num_tokens * probe.test_s
     return (steps_s + evaluations_s) / num_ranks
 

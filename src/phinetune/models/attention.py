@@ -19,9 +19,9 @@ from transformers import AttentionInterface
 
 from phinetune.kernels.attention import Options, tile_attention_for
 from phinetune.kernels.calls import kernels_for
+from phinetune.models.amx_attention import AmxAttention
 from phinetune.models.attention_tiles import placed
 from phinetune.models.plain_attention import PlainAttention, Shape, hidden
-from phinetune.models.tile_attention import TiledAttention
 
 IMPLEMENTATION = "segments"
 
@@ -107,7 +107,7 @@ def segment_attention(
         out: Tensor
         if tiles:
             options = Options(scale=scale, window=sliding_window, softcap=softcap)
-            out = TiledAttention.apply(*inputs, chosen, options)  # type: ignore[no-untyped-call]
+            out = AmxAttention.apply(*inputs, chosen, options)  # type: ignore[no-untyped-call]
         else:
             shape = Shape(segments=chosen, scale=scale, window=sliding_window, softcap=softcap)
             out = PlainAttention.apply(*inputs, shape)  # type: ignore[no-untyped-call]

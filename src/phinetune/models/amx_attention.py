@@ -18,7 +18,7 @@ from phinetune.kernels.attention import Families, Options, TileAttention, tile_a
 from phinetune.models.attention_tiles import Segment
 
 
-class TiledAttention(torch.autograd.Function):
+class AmxAttention(torch.autograd.Function):
     """Causal attention of segments; rows of no segment are zero. # see plain_attention.py for letters"""
 
     @staticmethod

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phinetune.kernels.attention import Options, tile_attention_for
+from phinetune.models.amx_attention import AmxAttention, families_of
 from phinetune.models.attention_tiles import placed
-from phinetune.models.tile_attention import TiledAttention, families_of
 
 # Of the largest entry: probabilities and gradients of scores are rounded to bfloat16's eight bits.
 TOLERANCE = 2**-6
@@ -34,7 +34,7 @@ def check(lengths, prefixes=(), *, heads=2, kv_heads=1, size=40, window=None, so
     tokens = sum(lengths)
     q, k, v = (drawn(n, tokens, size, seed=s) for s, n in enumerate((heads, kv_heads, kv_heads)))
     d_out = drawn(tokens, heads, size, seed=3).detach()
-    found = TiledAttention.apply(q, k, v, segments, Options(scale=0.2, window=window, softcap=softcap))
+    found = AmxAttention.apply(q, k, v, segments, Options(scale=0.2, window=window, softcap=softcap))
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     expected = row_by_row(*exact, segments, scale=0.2, window=window, softcap=softcap)
     pairs = [(found, expected)]
@@ -90,7 +90,7 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for num_threads in (1, 3):
             torch.set_num_threads(num_threads)
-            out = TiledAttention.apply(q, k, v, placed((90, 60, 50), (2, 2, None)), Options(scale=0.1))
+            out = AmxAttention.apply(q, k, v, placed((90, 60, 50), (2, 2, None)), Options(scale=0.1))
             found.append([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))])
     finally:
         torch.set_num_threads(threads)

@@ -1,9 +1,9 @@
-"""Matrix products in tile registers against PyTorch's, there and back, for numbers of rows as chats have them.
+"""Matrix products in tile registers against PyTorch's, there and back, for rows as chats have them.
 
     python benchmarks/products_cpu.py [--threads N] [--hidden 768] [--inner 2048]
 
-*first* is PyTorch's first product of a size, for which it prepares code; *again* and *tiles* are medians by turns.
-Each size is that of a layer of a block with the form of Phi-3. Needs a processor with AMX.
+*first* is PyTorch's first product of a size, for which it prepares code; *again* and *tiles* are medians by
+turns. Each size is that of a layer of a block with the form of Phi-3. Needs a processor with AMX.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def _steps(case: Steps, folder: Path) -> dict[str, Any]:
 
     settings = TrainingSettings(
         finetune_train_seqlen=case.length,
-        finetune_train_batch_size=1,
+        finetune_train_batch_size=max(1, case.tokens_per_step // case.length),
         lora_r=case.rank,
         lora_alpha=2.0 * case.rank,
         lora_dropout=0.1,

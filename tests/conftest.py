@@ -50,15 +50,13 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     does the work of both without a compiler."""
     import torch
 
-    from phinetune.kernels import attention, calls, products
+    from phinetune.kernels import calls, products
 
     if request.param == "tiles" and not products.has_tiles(torch.bfloat16, torch.device("cpu")):
         pytest.skip("the processor has no tile registers (AMX), or there is no C compiler")
     if request.param == "kernels" and calls.library(torch.float32) is None:
         pytest.skip("no C compiler to make the kernels with")
-    for module in {"tiles": [], "kernels": [products, attention], "torch": [calls, products, attention]}[
-        request.param
-    ]:
+    for module in {"tiles": [], "kernels": [products], "torch": [calls, products]}[request.param]:
         monkeypatch.setattr(module, "library", lambda dtype: None)
     monkeypatch.setattr(products, "LEAST_ROWS", 10)  # tests have few
     return str(request.param)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phinetune.kernels.attention import Options, tile_attention_for
+from phinetune.models import attention
 from phinetune.models.amx_attention import AmxAttention, families_of
 from phinetune.models.attention_tiles import placed
 
@@ -96,6 +97,23 @@ def test_the_number_of_threads_changes_no_bit():
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("limit", [39, 40])
+def test_a_batch_with_a_longer_segment_goes_the_other_ways(monkeypatch, limit):
+    monkeypatch.setattr(attention, "TILES_UP_TO", limit)
+    taken = []
+    for kind in (attention.AmxAttention, attention.PlainAttention):
+        apply = kind.apply
+        monkeypatch.setattr(kind, "apply", lambda *args, k=kind, f=apply: taken.append(k) or f(*args))
+    q, k, v = (drawn(2, 70, 16, seed=seed) for seed in range(3))
+    out, _ = attention.segment_attention(
+        torch.nn.Module(), q[None], k[None], v[None], None, segment_lengths=(30, 40), softcap=2.0
+    )
+    assert taken == [attention.AmxAttention if limit == 40 else attention.PlainAttention]
+    exact = [x.detach().double() for x in (q, k, v)]
+    expected = row_by_row(*exact, placed((30, 40)), scale=0.25, softcap=2.0)
+    assert (out[0].double() - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 def test_a_prefix_comes_after_all_that_continue_it_and_large_families_come_first():

@@ -7,14 +7,12 @@ Knows nothing of models or of autograd.
 from __future__ import annotations
 
 import ctypes
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from phinetune.kernels.library import library
-from phinetune.kernels.products import SCRATCH
+from phinetune.kernels.products import SCRATCH, tile_library
 
 
 class _Heads(ctypes.Structure):
@@ -64,17 +62,8 @@ class Options:
 
 def tile_attention_for(q_HTD: Tensor) -> TileAttention | None:
     """Attention in tiles, where this machine has them for such heads."""
-    is_fit = q_HTD.dtype == torch.bfloat16 and q_HTD.device.type == "cpu"
-    return _tile_attention(library(torch.bfloat16)) if is_fit else None
-
-
-@functools.cache
-def _tile_attention(found: ctypes.CDLL | None) -> TileAttention | None:
-    if found is None or not found.can_multiply():
-        return None
-    found.attention_bytes.restype = ctypes.c_int64
-    found.attend.restype = None
-    return TileAttention(found)
+    found = tile_library(q_HTD.dtype, q_HTD.device)
+    return None if found is None else TileAttention(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,26 +50,32 @@ def product_of(left_ML: Tensor, right_LN: Tensor, *, out: Tensor | None = None) 
 
 def products_for(left_ML: Tensor, right_LN: Tensor) -> Products | None:
     """Products in tiles, where this machine has them and they are faster for such factors."""
-    if not (left_ML.dtype == right_LN.dtype == torch.bfloat16 and left_ML.device.type == "cpu"):
+    if left_ML.dtype != right_LN.dtype or len(left_ML) < LEAST_ROWS:
         return None
-    if len(left_ML) < LEAST_ROWS or left_ML.stride(1) != 1 or 1 not in right_LN.stride():
+    if left_ML.stride(1) != 1 or 1 not in right_LN.stride():
         return None
-    return _products(library(torch.bfloat16))
+    found = tile_library(left_ML.dtype, left_ML.device)
+    return None if found is None else Products(found)
 
 
 def has_tiles(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of many rows are computed in tiles here."""
+    """Whether products of many rows, and attention, are computed in tiles here."""
+    return tile_library(dtype, device) is not None
+
+
+def tile_library(dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
+    """The kernels that work in tiles, where there are any for this type and device."""
     is_fit = dtype == torch.bfloat16 and device.type == "cpu"
-    return is_fit and _products(library(torch.bfloat16)) is not None
+    return _with_tiles(library(dtype)) if is_fit else None
 
 
 @functools.cache
-def _products(found: ctypes.CDLL | None) -> Products | None:
+def _with_tiles(found: ctypes.CDLL | None) -> ctypes.CDLL | None:
     if found is None or not found.can_multiply():
         return None
-    found.scratch_bytes.restype = ctypes.c_int64
-    found.multiply.restype = None
-    return Products(found)
+    found.multiply.restype = found.attend.restype = None
+    found.scratch_bytes.restype = found.attention_bytes.restype = ctypes.c_int64
+    return found
 
 
 @dataclass(frozen=True, slots=True)

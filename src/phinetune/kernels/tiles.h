@@ -123,7 +123,7 @@ static inline void transpose_pairs(__m512i *r) {
     }
 }
 
-/* The same of a right factor that lies in rows (columns, depth): `num_rows` entries of each column. */
+/* One step of one strip of a right factor that lies in rows (columns, depth): `num_rows` entries of each column. */
 static inline void lay_rows_as_columns(const number *from, int64_t stride, int64_t num_rows, int64_t num_columns,
                                        number *to) {
     for (int64_t first = 0; first < SIDE; first += 16, to += STEP / 2) {

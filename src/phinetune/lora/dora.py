@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from phinetune.base.errors import SettingsError
-from phinetune.lora.dropout import BYTE_VALUES, drop_, dropped, keep_mask
+from phinetune.lora.dropout import drawn_mask, drop_, dropped
 from phinetune.lora.frozen import product, product_back
 from phinetune.lora.layers import LoraLinear
 from phinetune.lora.weights import Update
@@ -129,10 +129,9 @@ class _DoraLinear(torch.autograd.Function):
     ) -> Tensor:
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         gain_O = magnitude_O / norm_O
-        mask = keep_mask(x_TI, threshold) if threshold else None
+        mask, ctx.factor = drawn_mask(x_TI, threshold)
         dropped_TI = x_TI if mask is None else dropped(x_TI, mask)
         u_TR = dropped_TI @ a.t()
-        ctx.factor = BYTE_VALUES / (BYTE_VALUES - threshold)
         ctx.scale = scaling * ctx.factor
         v_TO = product(dropped_TI, weight_OI, None)
         if mask is None:

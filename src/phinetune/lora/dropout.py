@@ -49,6 +49,12 @@ def keep_mask(x: Tensor, threshold: int) -> Tensor:
     return (words.view(torch.uint8)[:num_entries] >= threshold).view(torch.uint8).view(shape)
 
 
+def drawn_mask(x: Tensor, threshold: int) -> tuple[Tensor | None, float]:
+    """A mask for `dropped` (none for a threshold of 0), and by what to multiply what it keeps."""
+    mask = keep_mask(x, threshold) if threshold else None
+    return mask, BYTE_VALUES / (BYTE_VALUES - threshold)
+
+
 def dropped(x: Tensor, mask: Tensor) -> Tensor:
     """A copy of `x` with the entries dropped that `mask` says."""
     if mask.dtype == torch.uint8:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from phinetune.kernels.products import MASK_MULTIPLE, products_for
-from phinetune.lora.dropout import BYTE_VALUES, drop_, dropped, keep_mask
+from phinetune.lora.dropout import drawn_mask, drop_, dropped
 from phinetune.lora.frozen import FrozenWeight, product, product_back
 from phinetune.lora.joint_function import JointLoraLinear
 
@@ -41,8 +41,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         a = a_RI.to(x_TI.dtype)
         b = b_OR.to(x_TI.dtype)
-        mask = keep_mask(x_TI, threshold) if threshold else None
-        scale = scaling * BYTE_VALUES / (BYTE_VALUES - threshold)
+        mask, factor = drawn_mask(x_TI, threshold)
+        scale = scaling * factor
         dropped_TI = x_TI if mask is None else dropped(x_TI, mask)
         u_TR = dropped_TI @ a.t()
         y_TO = product(x_TI, weight_OI, bias_O)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from phinetune.kernels.products import Products, products_for
-from phinetune.lora.dropout import BYTE_VALUES, keep_mask
+from phinetune.lora.dropout import drawn_mask
 
 
 class JointLoraLinear(torch.autograd.Function):
@@ -39,8 +39,8 @@ class JointLoraLinear(torch.autograd.Function):
     ) -> Tensor:
         products = _products(x_TI, weight_OI.t())
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
-        mask = keep_mask(x_TI, threshold) if threshold else None
-        ctx.scale = scaling * BYTE_VALUES / (BYTE_VALUES - threshold)
+        mask, factor = drawn_mask(x_TI, threshold)
+        ctx.scale = scaling * factor
         u_TR = products.multiply(x_TI, a.t(), left_mask=mask, scale=ctx.scale)
         ctx.save_for_backward(x_TI, mask, weight_OI, a, b, u_TR)
         return products.multiply(x_TI, weight_OI.t(), update=(u_TR, b.t()), bias_N=bias_O)

@@ -32,7 +32,7 @@ PLAIN_WITH_KERNELS_BELOW = 640
 PLAIN_MATH_BELOW = 384
 PLAIN_MATH_DTYPES = (torch.bfloat16,)
 # In tile registers all lengths are faster than by either, but what is kept of the scores' gradients grows
-# with the square: 17 MB a thread for so many tokens.
+# with the square: 17 MB a thread for so many tokens. A batch with a longer segment goes the other ways.
 TILES_UP_TO = 4096
 
 
@@ -86,31 +86,28 @@ def segment_attention(
     assert attention_mask is None
     assert sum(lengths) == query.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    segments = placed(lengths, segment_prefixes)
+    # The gradient of query[0] would be a copy among zeros.
+    inputs = [tensor.squeeze(0) for tensor in (query, key, value)]
+    is_tiled = not dropout and max(segment.end for segment in segments) <= TILES_UP_TO
+    if is_tiled and tile_attention_for(query) is not None:
+        options = Options(scale=scale, window=sliding_window, softcap=softcap)
+        out: Tensor = AmxAttention.apply(*inputs, segments, options)  # type: ignore[no-untyped-call]
+        return out[None], None
     plain_below: float = 0
-    tiles = None if dropout else tile_attention_for(query)
-    if tiles:
-        plain_below = TILES_UP_TO + 1
-    elif softcap:
+    if softcap:
         plain_below = math.inf
     elif query.device.type == "cpu" and query.dtype in PLAIN_MATH_DTYPES:
         plain_below = PLAIN_WITH_KERNELS_BELOW if kernels_for(query) else PLAIN_MATH_BELOW
     if dropout:
         plain_below = 0
-    segments = placed(lengths, segment_prefixes)
     # The kernel knows no prefix but through a mask, with which it is slow in bfloat16.
     is_plain = [bool(s.end < plain_below or (plain_below and s.prefix_length)) for s in segments]
     outputs: list[Tensor] = []
     if any(is_plain):
         chosen = tuple(itertools.compress(segments, is_plain))
-        # The gradient of query[0] would be a copy among zeros.
-        inputs = [tensor.squeeze(0) for tensor in (query, key, value)]
-        out: Tensor
-        if tiles:
-            options = Options(scale=scale, window=sliding_window, softcap=softcap)
-            out = AmxAttention.apply(*inputs, chosen, options)  # type: ignore[no-untyped-call]
-        else:
-            shape = Shape(segments=chosen, scale=scale, window=sliding_window, softcap=softcap)
-            out = PlainAttention.apply(*inputs, shape)  # type: ignore[no-untyped-call]
+        shape = Shape(segments=chosen, scale=scale, window=sliding_window, softcap=softcap)
+        out = PlainAttention.apply(*inputs, shape)  # type: ignore[no-untyped-call]
         if all(is_plain):
             return out[None], None
         outputs = list(out[None].split(lengths, dim=1))

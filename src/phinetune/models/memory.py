@@ -220,18 +220,20 @@ def keep_freed() -> None:
     tenth of a step's time. `release_unused` gives it back."""
     largest = 2**31 - 1
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        # The first alone would have every large tensor mapped by itself; older versions refuse it.
-        if mallopt(mmap_threshold, largest):
-            mallopt(trim_threshold, largest)
+    # The second alone would have every large tensor mapped by itself; older versions refuse the first.
+    if (mallopt := _of_glibc("mallopt")) and mallopt(mmap_threshold, largest):
+        mallopt(trim_threshold, largest)
 
 
 def release_unused() -> None:
     """Give freed memory back to the system; glibc keeps it in many small holes otherwise."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
+    if trim := _of_glibc("malloc_trim"):
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of its allocator; other C libraries have none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def peak_bytes(device: torch.device) -> int:
